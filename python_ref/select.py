@@ -52,6 +52,8 @@ def select(
         last = num_keys if seqused_k is None else int(seqused_k[b])
         valid = max(0, last - first)
         count = min(budget, valid)
+        if valid == 0:
+            continue
         for h in range(heads):
             pooled = max_pool(scores[b, h, first : first + valid], pool_kernel)
             order = _rank(pooled)

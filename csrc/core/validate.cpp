@@ -1,0 +1,234 @@
+#include "core/validate.h"
+
+#include <cmath>
+#include <stdexcept>
+
+namespace lookaheadkv {
+
+namespace {
+
+std::string str(int64_t value) { return std::to_string(value); }
+
+bool is_float(const std::string& dtype) {
+  return dtype == "float32" || dtype == "float16" || dtype == "bfloat16";
+}
+
+}  // namespace
+
+std::string shape_string(const std::vector<int64_t>& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) {
+    text += (i ? ", " : "") + str(shape[i]);
+  }
+  return text + "]";
+}
+
+DType dtype_from_name(const std::string& name) {
+  if (name == "float16") return DType::kFloat16;
+  if (name == "bfloat16") return DType::kBFloat16;
+  return DType::kFloat32;
+}
+
+void Validator::fail(const std::string& message) const {
+  throw std::invalid_argument("lookaheadkv." + op_ + ": " + message);
+}
+
+void Validator::float_dtype(const TensorInfo& tensor) const {
+  if (!is_float(tensor.dtype)) {
+    fail(tensor.name + " must be float32, float16 or bfloat16, got " + tensor.dtype);
+  }
+}
+
+void Validator::same_device(const TensorInfo& tensor, const std::string& owner,
+                            const std::string& device) const {
+  if (tensor.device != device) {
+    fail(tensor.name + " must be on " + owner + "'s device " + device + ", got " + tensor.device);
+  }
+}
+
+void Validator::head_dim(int64_t head_dim) const {
+  if (head_dim < 8 || head_dim > 256 || head_dim % 8 != 0) {
+    fail("head_dim must be a multiple of 8 between 8 and 256, got " + str(head_dim));
+  }
+}
+
+void Validator::last_dim_contiguous(const TensorInfo& tensor) const {
+  if (tensor.strides[3] != 1) {
+    fail(tensor.name + " must be contiguous in its last dimension, got stride " +
+         str(tensor.strides[3]));
+  }
+}
+
+void Validator::same_shape(const TensorInfo& key, const TensorInfo& value) const {
+  if (value.shape != key.shape) {
+    fail("value must have key's shape " + shape_string(key.shape) + ", got " +
+         shape_string(value.shape));
+  }
+}
+
+// The checks of a 4-D tensor against the one that comes first in the argument list.
+void Validator::cache_tensor(const TensorInfo& tensor, const TensorInfo& reference) const {
+  if (tensor.dtype != reference.dtype) {
+    fail(tensor.name + " must have " + reference.name + "'s dtype " + reference.dtype + ", got " +
+         tensor.dtype);
+  }
+  same_device(tensor, reference.name, reference.device);
+}
+
+void Validator::attention_inputs(const TensorInfo& query, const TensorInfo& key,
+                                 const TensorInfo* value) const {
+  for (const TensorInfo* tensor : {&query, &key, value}) {
+    if (tensor && tensor->shape.size() != 4) {
+      fail(tensor->name + " must have 4 dimensions [B, H, S, D], got shape " +
+           shape_string(tensor->shape));
+    }
+  }
+  float_dtype(query);
+  cache_tensor(key, query);
+  if (value) cache_tensor(*value, query);
+  if (key.shape[0] != query.shape[0]) {
+    fail("key must have query's batch size " + str(query.shape[0]) + ", got " + str(key.shape[0]));
+  }
+  if (key.shape[3] != query.shape[3]) {
+    fail("key must have query's head_dim " + str(query.shape[3]) + ", got " + str(key.shape[3]));
+  }
+  head_dim(query.shape[3]);
+  if (value) same_shape(key, *value);
+  if (query.shape[2] < 1) {
+    fail("query must have at least one row, got L=" + str(query.shape[2]));
+  }
+  if (key.shape[1] < 1) {
+    fail("key must have at least one head, got Hkv=" + str(key.shape[1]));
+  }
+  if (query.shape[1] < 1 || query.shape[1] % key.shape[1] != 0) {
+    fail("query heads must be a positive multiple of KV heads, got Hq=" + str(query.shape[1]) +
+         ", Hkv=" + str(key.shape[1]));
+  }
+  if (key.shape[2] < query.shape[2]) {
+    fail("key must hold at least the L=" + str(query.shape[2]) + " observation keys, got S=" +
+         str(key.shape[2]));
+  }
+  last_dim_contiguous(query);
+  last_dim_contiguous(key);
+  if (value) last_dim_contiguous(*value);
+}
+
+void Validator::prefill_inputs(const TensorInfo& query, const TensorInfo& key,
+                               const TensorInfo& value, int64_t num_lookahead) const {
+  attention_inputs(query, key, &value);
+  if (key.shape[2] != query.shape[2]) {
+    fail("key must have query's " + str(query.shape[2]) + " positions, got " + str(key.shape[2]));
+  }
+  if (num_lookahead < 1 || num_lookahead > query.shape[2]) {
+    fail("num_lookahead must be in 1..S=" + str(query.shape[2]) + ", got " + str(num_lookahead));
+  }
+}
+
+void Validator::gather_inputs(const TensorInfo& key, const TensorInfo& value,
+                              const TensorInfo& indices) const {
+  for (const TensorInfo* tensor : {&key, &value}) {
+    if (tensor->shape.size() != 4) {
+      fail(tensor->name + " must have 4 dimensions [B, H, S, D], got shape " +
+           shape_string(tensor->shape));
+    }
+  }
+  float_dtype(key);
+  cache_tensor(value, key);
+  head_dim(key.shape[3]);
+  same_shape(key, value);
+  last_dim_contiguous(key);
+  last_dim_contiguous(value);
+  if (indices.dtype != "int32" || indices.shape.size() != 3 || indices.shape[0] != key.shape[0] ||
+      indices.shape[1] != key.shape[1]) {
+    fail("indices must be an int32 tensor of shape [B, Hkv, K] = [" + str(key.shape[0]) + ", " +
+         str(key.shape[1]) + ", *], got " + indices.dtype + " " + shape_string(indices.shape));
+  }
+  same_device(indices, "key", key.device);
+}
+
+void Validator::scores_input(const TensorInfo& scores) const {
+  if (scores.dtype != "float32" || scores.shape.size() != 3) {
+    fail("scores must be a float32 tensor of shape [B, Hkv, N], got " + scores.dtype + " " +
+         shape_string(scores.shape));
+  }
+}
+
+void Validator::float_tensor(const TensorInfo& tensor, const std::vector<int64_t>& shape,
+                             const std::string& owner, const std::string& device) const {
+  if (tensor.dtype != "float32" || tensor.shape != shape) {
+    fail(tensor.name + " must be a float32 tensor of shape " + shape_string(shape) + ", got " +
+         tensor.dtype + " " + shape_string(tensor.shape));
+  }
+  same_device(tensor, owner, device);
+}
+
+void Validator::lengths(const TensorInfo& tensor, int64_t batch, const std::string& owner,
+                        const std::string& device) const {
+  if (tensor.dtype != "int32" || tensor.shape != std::vector<int64_t>{batch}) {
+    fail(tensor.name + " must be an int32 tensor of shape [" + str(batch) + "], got " +
+         tensor.dtype + " " + shape_string(tensor.shape));
+  }
+  same_device(tensor, owner, device);
+}
+
+void Validator::scale(const std::optional<double>& scale) const {
+  if (scale && !std::isfinite(*scale)) {
+    fail(std::string("scale must be finite, got ") +
+         (std::isnan(*scale) ? "nan" : (*scale > 0 ? "inf" : "-inf")));
+  }
+}
+
+void Validator::budget(int64_t budget, int64_t pool_kernel, int64_t num_sink, int64_t num_recent,
+                       std::optional<int64_t> observation_rows) const {
+  if (budget < 1) fail("budget must be at least 1, got " + str(budget));
+  if (pool_kernel < 1 || pool_kernel % 2 == 0) {
+    fail("pool_kernel must be odd and positive, got " + str(pool_kernel));
+  }
+  if (num_sink < 0) fail("num_sink must not be negative, got " + str(num_sink));
+  if (num_recent < 0) fail("num_recent must not be negative, got " + str(num_recent));
+  const int64_t rows = observation_rows.value_or(0);
+  // Subtractions of non-negative numbers: a sum of three could overflow.
+  if (num_sink > budget || num_recent > budget - num_sink ||
+      rows > budget - num_sink - num_recent) {
+    const std::string pinned = str(static_cast<int64_t>(
+        static_cast<uint64_t>(num_sink) + static_cast<uint64_t>(num_recent) +
+        static_cast<uint64_t>(rows)));
+    fail(observation_rows ? "budget must hold L + num_sink + num_recent = " + pinned +
+                                " entries, got " + str(budget)
+                          : "budget must hold num_sink + num_recent = " + pinned +
+                                " pinned entries, got " + str(budget));
+  }
+}
+
+void Validator::length_values(const int32_t* leftpad_k, const int32_t* seqused_k, int64_t batch,
+                              int64_t num_prompt) const {
+  for (int64_t b = 0; seqused_k && b < batch; ++b) {
+    if (seqused_k[b] < 0 || seqused_k[b] > num_prompt) {
+      fail("seqused_k[" + str(b) + "] must be in 0..N=" + str(num_prompt) + ", got " +
+           str(seqused_k[b]));
+    }
+  }
+  for (int64_t b = 0; leftpad_k && b < batch; ++b) {
+    const int64_t last = seqused_k ? seqused_k[b] : num_prompt;
+    if (leftpad_k[b] < 0 || leftpad_k[b] > last) {
+      fail("leftpad_k[" + str(b) + "] must be in 0.." +
+           (seqused_k ? "seqused_k[" + str(b) + "]" : std::string("N")) + "=" + str(last) +
+           ", got " + str(leftpad_k[b]));
+    }
+  }
+}
+
+void Validator::index_values(const int32_t* indices, int64_t batch, int64_t num_kv_heads,
+                             int64_t num_kept, int64_t num_keys) const {
+  const int64_t total = batch * num_kv_heads * num_kept;
+  for (int64_t at = 0; at < total; ++at) {
+    if (indices[at] < -1 || indices[at] >= num_keys) {
+      const int64_t row = at / num_kept;
+      fail("indices[" + str(row / num_kv_heads) + ", " + str(row % num_kv_heads) + ", " +
+           str(at % num_kept) + "] must be -1 or in 0..S-1=" + str(num_keys - 1) + ", got " +
+           str(indices[at]));
+    }
+  }
+}
+
+}  // namespace lookaheadkv

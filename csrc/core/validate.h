@@ -1,0 +1,75 @@
+// Argument checks shared by every compiled front end (torch ops, NumPy module). Torch-free.
+//
+// Each front end describes its tensors as TensorInfo; each check throws std::invalid_argument that
+// names the op, the argument and its value. lookaheadkv_kernels/_checks.py gives the same texts for
+// fake kernels and Triton; tests/test_bad_input.py holds the two together.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/problem.h"
+
+namespace lookaheadkv {
+
+struct TensorInfo {
+  std::string name;    // of the argument
+  std::string dtype;   // "float32", "bfloat16", "int32", ...
+  std::string device;  // "cpu", "cuda:0"
+  std::vector<int64_t> shape;
+  std::vector<int64_t> strides;  // in elements
+};
+
+class Validator {
+ public:
+  explicit Validator(std::string op) : op_(std::move(op)) {}
+
+  // query [B, Hq, L, D], key [B, Hkv, N + L, D] and, if given, value like key.
+  void attention_inputs(const TensorInfo& query, const TensorInfo& key,
+                        const TensorInfo* value) const;
+  // prefill_attention: query, key and value share one sequence length S.
+  void prefill_inputs(const TensorInfo& query, const TensorInfo& key, const TensorInfo& value,
+                      int64_t num_lookahead) const;
+  // gather_kv: key and value [B, Hkv, S, D], indices [B, Hkv, K] int32.
+  void gather_inputs(const TensorInfo& key, const TensorInfo& value,
+                     const TensorInfo& indices) const;
+  // scores [B, Hkv, N] float32.
+  void scores_input(const TensorInfo& scores) const;
+  // A float32 tensor of exactly this shape, on `device`.
+  void float_tensor(const TensorInfo& tensor, const std::vector<int64_t>& shape,
+                    const std::string& owner, const std::string& device) const;
+  // leftpad_k or seqused_k: int32 [B], on `device`.
+  void lengths(const TensorInfo& tensor, int64_t batch, const std::string& owner,
+               const std::string& device) const;
+  void scale(const std::optional<double>& scale) const;
+  void budget(int64_t budget, int64_t pool_kernel, int64_t num_sink, int64_t num_recent,
+              std::optional<int64_t> observation_rows) const;
+
+  // Values, for data this process can read.
+  void length_values(const int32_t* leftpad_k, const int32_t* seqused_k, int64_t batch,
+                     int64_t num_prompt) const;
+  void index_values(const int32_t* indices, int64_t batch, int64_t num_kv_heads, int64_t num_kept,
+                    int64_t num_keys) const;
+
+ private:
+  [[noreturn]] void fail(const std::string& message) const;
+  void cache_tensor(const TensorInfo& tensor, const TensorInfo& reference) const;
+  void same_shape(const TensorInfo& key, const TensorInfo& value) const;
+  void float_dtype(const TensorInfo& tensor) const;
+  void same_device(const TensorInfo& tensor, const std::string& owner,
+                   const std::string& device) const;
+  void head_dim(int64_t head_dim) const;
+  void last_dim_contiguous(const TensorInfo& tensor) const;
+
+  std::string op_;
+};
+
+// "[2, 3]"
+std::string shape_string(const std::vector<int64_t>& shape);
+
+// For a dtype that passed validation.
+DType dtype_from_name(const std::string& name);
+
+}  // namespace lookaheadkv

@@ -1,0 +1,26 @@
+// Kernels for x86 with AVX2, FMA and F16C.
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "cpu/isa/convert.h"
+#include "cpu/isa/exp2_coefficients.h"
+#include "cpu/isa/tile_ops.h"
+#include "cpu/select_keys.h"
+
+namespace lookaheadkv::cpu {
+namespace {
+constexpr float kInfinity = __builtin_huge_valf();
+#include "cpu/isa/simd_avx2.h"
+#include "cpu/isa/tile_kernels.inl"
+}  // namespace
+
+const Isa kAvx2 = {
+    "avx2",
+    float_tile_ops<DType::kFloat32>(),
+    float_tile_ops<DType::kFloat16>(),
+    float_tile_ops<DType::kBFloat16>(),
+    vector_ops(),
+};
+
+}  // namespace lookaheadkv::cpu

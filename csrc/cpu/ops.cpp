@@ -1,0 +1,262 @@
+// The torch ops on the CPU: check, allocate, call the kernels of csrc/cpu. See schema.cpp for the
+// signatures and lookaheadkv_kernels/ops.py for what each op means.
+#include <torch/csrc/stable/library.h>
+
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+#include "cpu/kernels.h"
+#include "torch/tensors.h"
+
+namespace lookaheadkv::cpu {
+
+namespace {
+
+class TorchExecutor final : public Executor {
+ public:
+  void run(int64_t tasks, const std::function<void(int64_t, int64_t)>& body) const override {
+    if (tasks > 0) torch::stable::parallel_for(0, tasks, 1, body);
+  }
+};
+const TorchExecutor kExecutor;
+
+// The validated arguments that the scoring ops share. Holds the contiguous copies it points into.
+struct Call {
+  Problem problem;
+  OptionalTensor lse;
+  OptionalTensor leftpad_k;
+  OptionalTensor seqused_k;
+
+  Call(const Validator& check, const Tensor& query, const Tensor& key, const Tensor* value,
+       const OptionalTensor& lse_in, std::optional<double> scale, const OptionalTensor& leftpad_in,
+       const OptionalTensor& seqused_in) {
+    const TensorInfo q = info("query", query);
+    const TensorInfo k = info("key", key);
+    const std::optional<TensorInfo> v =
+        value ? std::optional<TensorInfo>(info("value", *value)) : std::nullopt;
+    check.attention_inputs(q, k, v ? &*v : nullptr);
+    const int64_t batch = q.shape[0], num_prompt = k.shape[2] - q.shape[2];
+    if (lse_in) {
+      check.float_tensor(info("lse", *lse_in), {batch, q.shape[1], q.shape[2]}, "query", q.device);
+    }
+    if (leftpad_in) check.lengths(info("leftpad_k", *leftpad_in), batch, "query", q.device);
+    if (seqused_in) check.lengths(info("seqused_k", *seqused_in), batch, "query", q.device);
+    lse = contiguous(lse_in);
+    leftpad_k = contiguous(leftpad_in);
+    seqused_k = contiguous(seqused_in);
+    check.length_values(lengths_ptr(leftpad_k), lengths_ptr(seqused_k), batch, num_prompt);
+    check.scale(scale);
+    problem = {batch,
+               q.shape[1],
+               k.shape[1],
+               q.shape[2],
+               num_prompt,
+               q.shape[3],
+               scale.value_or(1.0 / std::sqrt(static_cast<double>(q.shape[3]))),
+               lengths_ptr(leftpad_k),
+               lengths_ptr(seqused_k)};
+  }
+};
+
+Tensor empty_scores(const Problem& p, const Tensor& like) {
+  return empty_like_device(like, {p.batch, p.num_kv_heads, p.num_prompt}, ScalarType::Float);
+}
+
+Tensor empty_lse(const Problem& p, const Tensor& like) {
+  return empty_like_device(like, {p.batch, p.num_heads, p.num_rows}, ScalarType::Float);
+}
+
+// The log-sum-exp given, or computed.
+Tensor resolve_lse(const Call& call, const Tensor& query, const Tensor& key) {
+  if (call.lse) return *call.lse;
+  Tensor lse = empty_lse(call.problem, query);
+  attention(call.problem, view(query), view(key), {}, nullptr, lse.mutable_data_ptr<float>(),
+            kExecutor);
+  return lse;
+}
+
+Tensor scores_of(const Call& call, const Tensor& query, const Tensor& key) {
+  const Tensor lse = resolve_lse(call, query, key);
+  Tensor scores = empty_scores(call.problem, query);
+  column_scores(call.problem, view(query), view(key), lse.const_data_ptr<float>(),
+                scores.mutable_data_ptr<float>(), kExecutor);
+  return scores;
+}
+
+std::tuple<Tensor, Tensor> gather_of(const Tensor& key, const Tensor& value,
+                                     const Tensor& indices) {
+  const int64_t batch = key.size(0), heads = key.size(1), dim = key.size(3);
+  const int64_t kept = indices.size(2);
+  Tensor out_key = empty_like_device(key, {batch, heads, kept, dim});
+  Tensor out_value = empty_like_device(key, {batch, heads, kept, dim});
+  gather_kv(batch, heads, dim, view(key), view(value), indices.const_data_ptr<int32_t>(), kept,
+            out_key.mutable_data_ptr(), out_value.mutable_data_ptr(), kExecutor);
+  return {out_key, out_value};
+}
+
+Tensor select_of(const Problem& problem, const Tensor& scores, const SelectOptions& options) {
+  Tensor indices = empty_like_device(
+      scores,
+      {problem.batch, problem.num_kv_heads,
+       std::min(options.budget, problem.num_prompt) + options.append_rows},
+      ScalarType::Int);
+  select(problem, scores.const_data_ptr<float>(), options, indices.mutable_data_ptr<int32_t>(),
+         kExecutor);
+  return indices;
+}
+
+// ---- the ops
+
+std::tuple<Tensor, Tensor, Tensor> op_lookahead_attention(Tensor query, Tensor key, Tensor value,
+                                                          std::optional<double> scale,
+                                                          OptionalTensor leftpad_k,
+                                                          OptionalTensor seqused_k) {
+  const Call call(Validator("lookahead_attention"), query, key, &value, std::nullopt, scale,
+                  leftpad_k, seqused_k);
+  const Problem& p = call.problem;
+  Tensor out = empty_like_device(query, {p.batch, p.num_heads, p.num_rows, p.head_dim});
+  Tensor lse = empty_lse(p, query);
+  Tensor scores = empty_scores(p, query);
+  attention(p, view(query), view(key), view(value), out.mutable_data_ptr(),
+            lse.mutable_data_ptr<float>(), kExecutor);
+  column_scores(p, view(query), view(key), lse.const_data_ptr<float>(),
+                scores.mutable_data_ptr<float>(), kExecutor);
+  return {out, lse, scores};
+}
+
+Tensor op_column_scores(Tensor query, Tensor key, OptionalTensor lse, std::optional<double> scale,
+                        OptionalTensor leftpad_k, OptionalTensor seqused_k) {
+  const Call call(Validator("column_scores"), query, key, nullptr, lse, scale, leftpad_k,
+                  seqused_k);
+  return scores_of(call, query, key);
+}
+
+std::tuple<Tensor, Tensor> op_column_scores_backward(Tensor grad_scores, Tensor query, Tensor key,
+                                                     OptionalTensor lse,
+                                                     std::optional<double> scale,
+                                                     OptionalTensor leftpad_k,
+                                                     OptionalTensor seqused_k) {
+  const Validator check("column_scores_backward");
+  const Call call(check, query, key, nullptr, lse, scale, leftpad_k, seqused_k);
+  const Problem& p = call.problem;
+  check.float_tensor(info("grad_scores", grad_scores), {p.batch, p.num_kv_heads, p.num_prompt},
+                     "query", device_name(query));
+  const Tensor grad = torch::stable::contiguous(grad_scores);
+  const Tensor row_lse = resolve_lse(call, query, key);
+  Tensor grad_query = empty_like_device(query, {p.batch, p.num_heads, p.num_rows, p.head_dim});
+  Tensor grad_key = empty_like_device(key, {p.batch, p.num_kv_heads, p.num_keys(), p.head_dim});
+  column_scores_backward(p, view(query), view(key), row_lse.const_data_ptr<float>(),
+                         grad.const_data_ptr<float>(), grad_query.mutable_data_ptr(),
+                         grad_key.mutable_data_ptr(), kExecutor);
+  return {grad_query, grad_key};
+}
+
+std::tuple<Tensor, Tensor, Tensor> op_prefill_attention(Tensor query, Tensor key, Tensor value,
+                                                        int64_t num_lookahead,
+                                                        std::optional<double> scale) {
+  const Validator check("prefill_attention");
+  check.prefill_inputs(info("query", query), info("key", key), info("value", value), num_lookahead);
+  // All S rows attend as L = S rows over N = 0 prompt keys; the scores are those of the last rows.
+  const Call call(check, query, key, &value, std::nullopt, scale, std::nullopt, std::nullopt);
+  const Problem& p = call.problem;
+  Tensor out = empty_like_device(query, {p.batch, p.num_heads, p.num_rows, p.head_dim});
+  Tensor lse = empty_lse(p, query);
+  attention(p, view(query), view(key), view(value), out.mutable_data_ptr(),
+            lse.mutable_data_ptr<float>(), kExecutor);
+
+  Problem tail = p;
+  tail.num_prompt = p.num_rows - num_lookahead;
+  tail.num_rows = num_lookahead;
+  const Tensor rows = torch::stable::narrow(query, 2, tail.num_prompt, num_lookahead);
+  const Tensor rows_lse =
+      torch::stable::contiguous(torch::stable::narrow(lse, 2, tail.num_prompt, num_lookahead));
+  Tensor scores = empty_scores(tail, query);
+  column_scores(tail, view(rows), view(key), rows_lse.const_data_ptr<float>(),
+                scores.mutable_data_ptr<float>(), kExecutor);
+  return {out, lse, scores};
+}
+
+Tensor op_select(Tensor scores, int64_t budget, int64_t pool_kernel, int64_t num_sink,
+                 int64_t num_recent, OptionalTensor leftpad_k, OptionalTensor seqused_k) {
+  const Validator check("select");
+  const TensorInfo s = info("scores", scores);
+  check.scores_input(s);
+  Problem problem;
+  problem.batch = s.shape[0];
+  problem.num_heads = problem.num_kv_heads = s.shape[1];
+  problem.num_prompt = s.shape[2];
+  if (leftpad_k) check.lengths(info("leftpad_k", *leftpad_k), problem.batch, "scores", s.device);
+  if (seqused_k) check.lengths(info("seqused_k", *seqused_k), problem.batch, "scores", s.device);
+  const OptionalTensor first = contiguous(leftpad_k), last = contiguous(seqused_k);
+  problem.leftpad_k = lengths_ptr(first);
+  problem.seqused_k = lengths_ptr(last);
+  check.length_values(problem.leftpad_k, problem.seqused_k, problem.batch, problem.num_prompt);
+  check.budget(budget, pool_kernel, num_sink, num_recent, std::nullopt);
+  return select_of(problem, torch::stable::contiguous(scores),
+                   {budget, pool_kernel, num_sink, num_recent, 0});
+}
+
+std::tuple<Tensor, Tensor> op_gather_kv(Tensor key, Tensor value, Tensor indices) {
+  const Validator check("gather_kv");
+  check.gather_inputs(info("key", key), info("value", value), info("indices", indices));
+  const Tensor kept = torch::stable::contiguous(indices);
+  check.index_values(kept.const_data_ptr<int32_t>(), key.size(0), key.size(1), kept.size(2),
+                     key.size(2));
+  return gather_of(key, value, kept);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> op_score_and_evict(
+    Tensor query, Tensor key, Tensor value, int64_t budget, OptionalTensor lse,
+    std::optional<double> scale, int64_t pool_kernel, int64_t num_sink, int64_t num_recent,
+    bool keep_observation, OptionalTensor leftpad_k, OptionalTensor seqused_k) {
+  const Validator check("score_and_evict");
+  const Call call(check, query, key, &value, lse, scale, leftpad_k, seqused_k);
+  const Problem& p = call.problem;
+  check.budget(budget, pool_kernel, num_sink, num_recent,
+               keep_observation ? std::optional<int64_t>(p.num_rows) : std::nullopt);
+  const Tensor scores = scores_of(call, query, key);
+  const int64_t appended = keep_observation ? p.num_rows : 0;
+  const Tensor indices =
+      select_of(p, scores, {budget - appended, pool_kernel, num_sink, num_recent, appended});
+  const auto [kept_key, kept_value] = gather_of(key, value, indices);
+  return {kept_key, kept_value, indices, scores};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(lookaheadkv, CPU, m) {
+  m.impl("lookahead_attention", TORCH_BOX(&op_lookahead_attention));
+  m.impl("column_scores", TORCH_BOX(&op_column_scores));
+  m.impl("column_scores_backward", TORCH_BOX(&op_column_scores_backward));
+  m.impl("prefill_attention", TORCH_BOX(&op_prefill_attention));
+  m.impl("select", TORCH_BOX(&op_select));
+  m.impl("gather_kv", TORCH_BOX(&op_gather_kv));
+  m.impl("score_and_evict", TORCH_BOX(&op_score_and_evict));
+}
+
+}  // namespace lookaheadkv::cpu
+
+// Facts for `lookaheadkv info`, read through ctypes.
+extern "C" {
+
+__attribute__((visibility("default"))) const char* lookaheadkv_cpu_supported_isas() {
+  static const std::string names = [] {
+    std::string joined;
+    for (const char* name : lookaheadkv::cpu::supported_isas()) {
+      joined += (joined.empty() ? "" : ",") + std::string(name);
+    }
+    return joined;
+  }();
+  return names.c_str();
+}
+
+// Null when LOOKAHEADKV_CPU_ISA names an instruction set that is not there.
+__attribute__((visibility("default"))) const char* lookaheadkv_cpu_active_isa() {
+  try {
+    return lookaheadkv::cpu::active_isa();
+  } catch (const std::invalid_argument&) {
+    return nullptr;
+  }
+}
+}

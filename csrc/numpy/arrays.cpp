@@ -1,0 +1,51 @@
+#include "numpy/arrays.h"
+
+#include <stdexcept>
+
+namespace lookaheadkv::numpy {
+
+namespace {
+
+// "float32", "bfloat16" (of ml_dtypes), ...; a byte-swapped dtype keeps its own spelling, ">f4".
+std::string dtype_name(const py::dtype& dtype) {
+  const bool native = dtype.attr("isnative").cast<bool>();
+  return native ? dtype.attr("name").cast<std::string>() : py::str(dtype).cast<std::string>();
+}
+
+}  // namespace
+
+TensorInfo describe(const std::string& op, const std::string& name, const py::array& array) {
+  TensorInfo info;
+  info.name = name;
+  info.dtype = dtype_name(array.dtype());
+  info.device = "cpu";
+  if (!array.attr("flags").attr("aligned").cast<bool>()) {
+    throw std::invalid_argument("lookaheadkv." + op + ": " + name +
+                                " must be aligned to its element size");
+  }
+  for (py::ssize_t dim = 0; dim < array.ndim(); ++dim) {
+    if (array.itemsize() == 0 || array.strides(dim) % array.itemsize() != 0) {
+      throw std::invalid_argument("lookaheadkv." + op + ": " + name +
+                                  " must have strides that are multiples of its element size");
+    }
+    info.shape.push_back(array.shape(dim));
+    info.strides.push_back(array.strides(dim) / array.itemsize());
+  }
+  return info;
+}
+
+TensorView view(const py::array& array) {
+  TensorView result;
+  result.data = array.data();
+  result.dtype = dtype_from_name(dtype_name(array.dtype()));
+  result.stride_b = array.strides(0) / array.itemsize();
+  result.stride_h = array.strides(1) / array.itemsize();
+  result.stride_s = array.strides(2) / array.itemsize();
+  return result;
+}
+
+py::array empty(const py::dtype& dtype, const std::vector<int64_t>& shape) {
+  return py::array(dtype, std::vector<py::ssize_t>(shape.begin(), shape.end()));
+}
+
+}  // namespace lookaheadkv::numpy

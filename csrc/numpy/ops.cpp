@@ -1,0 +1,276 @@
+#include "numpy/ops.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+
+#include "cpu/kernels.h"
+#include "numpy/thread_executor.h"
+
+namespace lookaheadkv::numpy {
+
+namespace {
+
+const char kDevice[] = "cpu";
+
+py::dtype float32() { return py::dtype::of<float>(); }
+py::dtype int32() { return py::dtype::of<int32_t>(); }
+
+float* floats(py::array& array) { return static_cast<float*>(array.mutable_data()); }
+int32_t* ints(py::array& array) { return static_cast<int32_t*>(array.mutable_data()); }
+
+ThreadExecutor executor(const std::string& op, OptionalThreads num_threads) {
+  if (num_threads && *num_threads < 1) {
+    throw std::invalid_argument("lookaheadkv." + op + ": num_threads must be at least 1, got " +
+                                std::to_string(*num_threads));
+  }
+  return ThreadExecutor(num_threads ? *num_threads : usable_cpus());
+}
+
+// Checked leftpad_k and seqused_k, as contiguous memory.
+class Lengths {
+ public:
+  Lengths(const std::string& op, const OptionalArray& leftpad_k, const OptionalArray& seqused_k,
+          int64_t batch, const std::string& owner)
+      : op_(op), batch_(batch) {
+    const Validator validator(op);
+    if (leftpad_k) validator.lengths(describe(op, "leftpad_k", *leftpad_k), batch, owner, kDevice);
+    if (seqused_k) validator.lengths(describe(op, "seqused_k", *seqused_k), batch, owner, kDevice);
+    if (leftpad_k) leftpad_k_ = Contiguous<int32_t>::ensure(*leftpad_k);
+    if (seqused_k) seqused_k_ = Contiguous<int32_t>::ensure(*seqused_k);
+  }
+
+  // After the checks of everything's type: the values.
+  void put_into(Problem& problem) const {
+    problem.leftpad_k = leftpad_k_ ? leftpad_k_->data() : nullptr;
+    problem.seqused_k = seqused_k_ ? seqused_k_->data() : nullptr;
+    Validator(op_).length_values(problem.leftpad_k, problem.seqused_k, batch_, problem.num_prompt);
+  }
+
+ private:
+  std::string op_;
+  int64_t batch_;
+  std::optional<Contiguous<int32_t>> leftpad_k_;
+  std::optional<Contiguous<int32_t>> seqused_k_;
+};
+
+// Sizes of inputs that passed validation.
+Problem problem_of(const py::array& query, const py::array& key, OptionalScale scale) {
+  Problem problem;
+  problem.batch = query.shape(0);
+  problem.num_heads = query.shape(1);
+  problem.num_kv_heads = key.shape(1);
+  problem.num_rows = query.shape(2);
+  problem.num_prompt = key.shape(2) - query.shape(2);
+  problem.head_dim = query.shape(3);
+  problem.scale = scale ? *scale : 1.0 / std::sqrt(static_cast<double>(problem.head_dim));
+  return problem;
+}
+
+py::array empty_lse(const Problem& problem) {
+  return empty(float32(), {problem.batch, problem.num_heads, problem.num_rows});
+}
+
+py::array empty_scores(const Problem& problem) {
+  return empty(float32(), {problem.batch, problem.num_kv_heads, problem.num_prompt});
+}
+
+void check_lse(const std::string& op, const OptionalArray& lse, const py::array& query) {
+  if (lse) {
+    Validator(op).float_tensor(describe(op, "lse", *lse),
+                               {query.shape(0), query.shape(1), query.shape(2)}, "query", kDevice);
+  }
+}
+
+// The caller's log-sum-exp, or else the kernel's own.
+Contiguous<float> lse_of(const Problem& problem, const TensorView& query, const TensorView& key,
+                         const OptionalArray& lse, const ThreadExecutor& threads) {
+  if (lse) return Contiguous<float>::ensure(*lse);
+  py::array own = empty_lse(problem);
+  float* data = floats(own);
+  {
+    py::gil_scoped_release unlocked;
+    cpu::attention(problem, query, key, key, nullptr, data, threads);
+  }
+  return Contiguous<float>::ensure(own);
+}
+
+py::array scores_of(const Problem& problem, const TensorView& query, const TensorView& key,
+                    const float* lse, const ThreadExecutor& threads) {
+  py::array scores = empty_scores(problem);
+  float* data = floats(scores);
+  py::gil_scoped_release unlocked;
+  cpu::column_scores(problem, query, key, lse, data, threads);
+  return scores;
+}
+
+py::array indices_of(const Problem& problem, const float* scores, const cpu::SelectOptions& options,
+                     const ThreadExecutor& threads) {
+  const int64_t kept = std::min(options.budget, problem.num_prompt) + options.append_rows;
+  py::array indices = empty(int32(), {problem.batch, problem.num_kv_heads, kept});
+  int32_t* data = ints(indices);
+  py::gil_scoped_release unlocked;
+  cpu::select(problem, scores, options, data, threads);
+  return indices;
+}
+
+KeyValue rows_of(const py::array& key, const py::array& value, const int32_t* indices,
+                 int64_t num_kept, const ThreadExecutor& threads) {
+  const int64_t batch = key.shape(0), heads = key.shape(1), dim = key.shape(3);
+  KeyValue kept{empty(key.dtype(), {batch, heads, num_kept, dim}),
+                empty(key.dtype(), {batch, heads, num_kept, dim})};
+  void* kept_key = kept.key.mutable_data();
+  void* kept_value = kept.value.mutable_data();
+  const TensorView key_view = view(key), value_view = view(value);
+  py::gil_scoped_release unlocked;
+  cpu::gather_kv(batch, heads, dim, key_view, value_view, indices, num_kept, kept_key, kept_value,
+                 threads);
+  return kept;
+}
+
+}  // namespace
+
+Attention lookahead_attention(const py::array& query, const py::array& key, const py::array& value,
+                              OptionalScale scale, const OptionalArray& leftpad_k,
+                              const OptionalArray& seqused_k, OptionalThreads num_threads) {
+  const std::string op = "lookahead_attention";
+  const Validator validator(op);
+  const TensorInfo value_info = describe(op, "value", value);
+  validator.attention_inputs(describe(op, "query", query), describe(op, "key", key), &value_info);
+  const Lengths lengths(op, leftpad_k, seqused_k, query.shape(0), "query");
+  Problem problem = problem_of(query, key, scale);
+  lengths.put_into(problem);
+  validator.scale(scale);
+  const ThreadExecutor threads = executor(op, num_threads);
+
+  const TensorView query_view = view(query), key_view = view(key), value_view = view(value);
+  Attention result{
+      empty(query.dtype(), {problem.batch, problem.num_heads, problem.num_rows, problem.head_dim}),
+      empty_lse(problem), py::array()};
+  void* out = result.out.mutable_data();
+  float* lse = floats(result.lse);
+  {
+    py::gil_scoped_release unlocked;
+    cpu::attention(problem, query_view, key_view, value_view, out, lse, threads);
+  }
+  result.scores = scores_of(problem, query_view, key_view, lse, threads);
+  return result;
+}
+
+py::array column_scores(const py::array& query, const py::array& key, const OptionalArray& lse,
+                        OptionalScale scale, const OptionalArray& leftpad_k,
+                        const OptionalArray& seqused_k, OptionalThreads num_threads) {
+  const std::string op = "column_scores";
+  const Validator validator(op);
+  validator.attention_inputs(describe(op, "query", query), describe(op, "key", key), nullptr);
+  check_lse(op, lse, query);
+  const Lengths lengths(op, leftpad_k, seqused_k, query.shape(0), "query");
+  Problem problem = problem_of(query, key, scale);
+  lengths.put_into(problem);
+  validator.scale(scale);
+  const ThreadExecutor threads = executor(op, num_threads);
+
+  const TensorView query_view = view(query), key_view = view(key);
+  const Contiguous<float> sums = lse_of(problem, query_view, key_view, lse, threads);
+  return scores_of(problem, query_view, key_view, sums.data(), threads);
+}
+
+Attention prefill_attention(const py::array& query, const py::array& key, const py::array& value,
+                            int64_t num_lookahead, OptionalScale scale,
+                            OptionalThreads num_threads) {
+  const std::string op = "prefill_attention";
+  const Validator validator(op);
+  validator.prefill_inputs(describe(op, "query", query), describe(op, "key", key),
+                           describe(op, "value", value), num_lookahead);
+  validator.scale(scale);
+  const ThreadExecutor threads = executor(op, num_threads);
+
+  // All S rows, none of them behind a prompt; then the last L of them as observation rows.
+  const Problem all = problem_of(query, key, scale);
+  Problem tail = all;
+  tail.num_rows = num_lookahead;
+  tail.num_prompt = all.num_rows - num_lookahead;
+  const TensorView query_view = view(query), key_view = view(key), value_view = view(value);
+  TensorView tail_query = query_view;
+  tail_query.data = query_view.row(0, 0, tail.num_prompt);
+
+  Attention result{empty(query.dtype(), {all.batch, all.num_heads, all.num_rows, all.head_dim}),
+                   empty_lse(all), py::array()};
+  void* out = result.out.mutable_data();
+  float* lse = floats(result.lse);
+  std::vector<float> tail_lse(all.batch * all.num_heads * num_lookahead);
+  {
+    py::gil_scoped_release unlocked;
+    cpu::attention(all, query_view, key_view, value_view, out, lse, threads);
+    for (int64_t row = 0; row < all.batch * all.num_heads; ++row) {
+      std::copy_n(lse + row * all.num_rows + tail.num_prompt, num_lookahead,
+                  tail_lse.data() + row * num_lookahead);
+    }
+  }
+  result.scores = scores_of(tail, tail_query, key_view, tail_lse.data(), threads);
+  return result;
+}
+
+py::array select(const py::array& scores, int64_t budget, int64_t pool_kernel, int64_t num_sink,
+                 int64_t num_recent, const OptionalArray& leftpad_k, const OptionalArray& seqused_k,
+                 OptionalThreads num_threads) {
+  const std::string op = "select";
+  const Validator validator(op);
+  validator.scores_input(describe(op, "scores", scores));
+  const Lengths lengths(op, leftpad_k, seqused_k, scores.shape(0), "scores");
+  Problem problem;
+  problem.batch = scores.shape(0);
+  problem.num_kv_heads = scores.shape(1);
+  problem.num_prompt = scores.shape(2);
+  lengths.put_into(problem);
+  validator.budget(budget, pool_kernel, num_sink, num_recent, std::nullopt);
+  const ThreadExecutor threads = executor(op, num_threads);
+
+  const Contiguous<float> ordered = Contiguous<float>::ensure(scores);
+  return indices_of(problem, ordered.data(), {budget, pool_kernel, num_sink, num_recent, 0},
+                    threads);
+}
+
+KeyValue gather_kv(const py::array& key, const py::array& value, const py::array& indices,
+                   OptionalThreads num_threads) {
+  const std::string op = "gather_kv";
+  const Validator validator(op);
+  validator.gather_inputs(describe(op, "key", key), describe(op, "value", value),
+                          describe(op, "indices", indices));
+  const Contiguous<int32_t> ordered = Contiguous<int32_t>::ensure(indices);
+  validator.index_values(ordered.data(), key.shape(0), key.shape(1), indices.shape(2),
+                         key.shape(2));
+  return rows_of(key, value, ordered.data(), indices.shape(2), executor(op, num_threads));
+}
+
+Evicted score_and_evict(const py::array& query, const py::array& key, const py::array& value,
+                        int64_t budget, const OptionalArray& lse, OptionalScale scale,
+                        int64_t pool_kernel, int64_t num_sink, int64_t num_recent,
+                        bool keep_observation, const OptionalArray& leftpad_k,
+                        const OptionalArray& seqused_k, OptionalThreads num_threads) {
+  const std::string op = "score_and_evict";
+  const Validator validator(op);
+  const TensorInfo value_info = describe(op, "value", value);
+  validator.attention_inputs(describe(op, "query", query), describe(op, "key", key), &value_info);
+  check_lse(op, lse, query);
+  const Lengths lengths(op, leftpad_k, seqused_k, query.shape(0), "query");
+  Problem problem = problem_of(query, key, scale);
+  lengths.put_into(problem);
+  validator.scale(scale);
+  const int64_t appended = keep_observation ? problem.num_rows : 0;
+  validator.budget(budget, pool_kernel, num_sink, num_recent,
+                   keep_observation ? std::optional(appended) : std::nullopt);
+  const ThreadExecutor threads = executor(op, num_threads);
+
+  const TensorView query_view = view(query), key_view = view(key);
+  const Contiguous<float> sums = lse_of(problem, query_view, key_view, lse, threads);
+  const py::array scores = scores_of(problem, query_view, key_view, sums.data(), threads);
+  const py::array indices =
+      indices_of(problem, static_cast<const float*>(scores.data()),
+                 {budget - appended, pool_kernel, num_sink, num_recent, appended}, threads);
+  const KeyValue kept =
+      rows_of(key, value, static_cast<const int32_t*>(indices.data()), indices.shape(2), threads);
+  return {kept.key, kept.value, indices, scores};
+}
+
+}  // namespace lookaheadkv::numpy
