@@ -1,14 +1,12 @@
 // Room 1. FlashAttention forward for a few rows over many keys: the keys are split into chunks, each
 // chunk gives partial (maximum, sum, output) per row, and a small combine adds them up in order.
 // Many rows over as many keys (prefill) is the same with one chunk per row block.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
-#include "cpu/buffer.h"
+#include "cpu/attention_sweep.h"
 #include "cpu/isa/convert.h"
-#include "cpu/isa/tile_ops.h"
-#include "cpu/kernels.h"
-#include "cpu/row_block.h"
 #include "cpu/splits.h"
 
 namespace lookaheadkv::cpu {
@@ -18,124 +16,136 @@ namespace {
 constexpr float kLn2 = 0.693147180559945309f;
 constexpr float kMinusInf = -__builtin_huge_valf();
 
-// Rows of a block when the keys are split (few rows, many keys) and when they are not (prefill: a
-// smaller block wastes less above the diagonal).
-constexpr int64_t kSplitRows = 256;
-constexpr int64_t kPrefillRows = 128;
+// Rows per block. With an output the accumulator should stay in L2, and in a prefill (no prompt keys
+// in front) a smaller block wastes less above the diagonal. Without, all rows share one read of K.
+int64_t block_queries(const Problem& p, bool with_output) {
+  constexpr int64_t kSplitRows = 256, kPrefillRows = 128;
+  if (!with_output) return p.num_rows;
+  return queries_per_block(p.group(), p.num_rows, p.num_prompt > 0 ? kSplitRows : kPrefillRows);
+}
 
-// The shape of the work: row blocks x key chunks.
-struct Plan {
-  int64_t group;
-  int64_t queries;  // per block
-  int64_t blocks;   // per (b, h)
-  int64_t chunk;    // prompt keys
-  int64_t chunks;
-  int64_t padded_rows;  // of the largest block
-  int64_t partial;      // floats of one partial result: m, l and, with output, acc
+}  // namespace
 
-  Plan(const Problem& p, bool with_output) {
-    group = p.group();
-    queries = queries_per_block(group, p.num_rows, p.num_prompt > 0 ? kSplitRows : kPrefillRows);
-    blocks = (p.num_rows + queries - 1) / queries;
-    // Partial outputs are D times larger than partial sums: fewer of them.
-    chunk = keys_per_chunk(p.num_prompt, p.batch * p.num_kv_heads * blocks,
-                           with_output ? kWantedTasks / 4 : kWantedTasks);
-    chunks = num_chunks(p.num_prompt, chunk);
-    padded_rows = RowBlock{0, 0, 0, queries, group}.padded_rows();
-    partial = padded_rows * (2 + (with_output ? round_up(p.head_dim, kDimAlign) : 0));
-  }
-
-  RowBlock block(const Problem& p, int64_t index) const {
-    const int64_t head = index / blocks;
-    const int64_t begin = folded(index % blocks, blocks) * queries;
-    return {head / p.num_kv_heads, head % p.num_kv_heads, begin,
-            std::min(begin + queries, p.num_rows), group};
-  }
-};
-
-// One partial result: m [padded_rows], l [padded_rows], acc: per group [round_up(D)][group rows].
-struct Partial {
+// One partial result: m [padded rows], l [padded rows], acc: per group [round_up(D)][group rows].
+struct AttentionSweep::Partial {
   float* m;
   float* l;
   float* acc;
-
-  Partial(float* base, const Plan& plan)
-      : m(base), l(base + plan.padded_rows), acc(base + 2 * plan.padded_rows) {}
 };
 
-class Sweep {
+AttentionSweep::AttentionSweep(const Problem& problem, const TensorView& query,
+                               const TensorView& key, const TensorView& value, void* out,
+                               float* lse, const Executor& executor)
+    : problem_(problem),
+      query_(query),
+      key_(key),
+      value_(value),
+      out_(out),
+      lse_(lse),
+      executor_(executor),
+      isa_(active()),
+      ops_(isa_.tile_ops(query.dtype)),
+      queries_(problem, query, ops_, executor, block_queries(problem, out != nullptr)),
+      // Partial outputs are D times larger than partial sums: fewer of them.
+      chunk_(keys_per_chunk(problem.num_prompt, queries_.heads() * queries_.per_head(),
+                            out != nullptr ? kWantedTasks / 4 : kWantedTasks)),
+      chunks_(num_chunks(problem.num_prompt, chunk_)),
+      partial_size_(queries_.padded_rows() *
+                    (2 + (out != nullptr ? round_up(problem.head_dim, kDimAlign) : 0))) {}
+
+AttentionSweep::Partial AttentionSweep::partial(float* base) const {
+  return {base, base + queries_.padded_rows(), base + 2 * queries_.padded_rows()};
+}
+
+// The scratch of one thread.
+class AttentionSweep::Worker {
  public:
-  Sweep(const Problem& problem, const TensorView& query, const TensorView& key,
-        const TensorView& value, const Plan& plan, bool with_output)
-      : problem_(problem),
-        query_(query),
-        key_(key),
-        value_(value),
-        isa_(active()),
-        ops_(isa_.tile_ops(query.dtype)),
-        with_output_(with_output),
-        factor_(exp2_factor(problem)),
-        padded_dim_(round_up(problem.head_dim, kDimAlign)),
-        packed_(plan.padded_rows * padded_dim_),
+  Worker(const AttentionSweep& sweep, const TileCache* cache)
+      : sweep_(sweep),
+        cache_(cache),
+        with_output_(sweep.out_ != nullptr),
+        factor_(exp2_factor(sweep.problem_)),
+        padded_dim_(round_up(sweep.problem_.head_dim, kDimAlign)),
         logits_(kKeyTile * kRowGroup),
         key_scratch_(kKeyTile * padded_dim_),
         value_scratch_(kKeyTile * padded_dim_),
         prob_scratch_(kKeyTile * kRowGroup) {}
 
-  void run(const RowBlock& block, const KeyRange& prompt, bool with_tail, const Partial& out) {
+  // Chunk c of row block i.
+  void run(int64_t i, int64_t c, const Partial& out) {
+    const Problem& p = sweep_.problem_;
+    const RowBlock block = sweep_.queries_.block(i);
     std::fill(out.m, out.m + block.padded_rows(), kMinusInf);
     std::fill(out.l, out.l + block.padded_rows(), 0.0f);
     if (with_output_) std::fill(out.acc, out.acc + block.padded_rows() * padded_dim_, 0.0f);
-    pack_rows(block, query_, ops_, problem_.head_dim, packed_.get());
-    keys(block, prompt.begin, prompt.end, out);
-    if (with_tail) keys(block, problem_.num_prompt, problem_.num_prompt + block.end, out);
+    const KeyRange chunk =
+        chunk_keys(p, block.b, c * sweep_.chunk_, (c + 1) * sweep_.chunk_);
+    keys(i, block, chunk, cache_ && cache_->holds(c) ? c : -1, out);
+    if (c + 1 == sweep_.chunks_) keys(i, block, {p.num_prompt, p.num_prompt + block.end}, -1, out);
   }
 
  private:
-  void keys(const RowBlock& block, int64_t begin, int64_t end, const Partial& out) {
-    for (int64_t key = begin; key < end; key += kKeyTile) {
-      const int64_t next = std::min<int64_t>(key + kKeyTile, end);
-      prefetch_rows(key_, block.b, block.h, next, std::min<int64_t>(next + kKeyTile, end),
-                    problem_.head_dim);
-      tile(block, key, static_cast<int>(next - key), out);
-    }
-  }
-
-  void tile(const RowBlock& block, int64_t key, int n, const Partial& out) {
-    const int d = static_cast<int>(problem_.head_dim);
-    const Operand k = ops_.prepare_key(key_.row(block.b, block.h, key), key_.stride_s, n, d,
-                                       key_scratch_.get());
-    const Operand v = with_output_
-                          ? ops_.prepare_value(value_.row(block.b, block.h, key), value_.stride_s,
-                                               n, d, value_scratch_.get())
-                          : Operand{};
-    float* s = logits_.get();
-    for (int64_t g = 0; g < block.groups(); ++g) {
-      const int rows = block.group_rows(g);
-      float* m = out.m + g * kRowGroup;
-      float* l = out.l + g * kRowGroup;
-      ops_.gemm(k, packed_ + packed_offset(g, d), s, n, rows, d, false);
-      const float factor = mask_causal(block, g, problem_.num_prompt, key, n, factor_, s);
-      if (with_output_) {
-        float* acc = out.acc + packed_offset(g, d);
-        isa_.vector.accumulate_softmax(s, n, rows, factor, m, l, acc, d);
-        ops_.gemm(v, ops_.prepare_probs(s, n, rows, prob_scratch_.get()), acc, d, rows, n, true);
-      } else {
-        isa_.vector.accumulate_lse(s, n, rows, factor, m, l);
+  // Keys of a range, tile by tile; tiles go to the cache as those of `cached_chunk` unless it is -1.
+  void keys(int64_t i, const RowBlock& block, KeyRange range, int64_t cached_chunk,
+            const Partial& out) {
+    int64_t tile = 0;
+    for (int64_t key = range.begin; key < range.end; key += kKeyTile, ++tile) {
+      const int64_t next = std::min<int64_t>(key + kKeyTile, range.end);
+      prefetch_rows(sweep_.key_, block.b, block.h, next,
+                    std::min<int64_t>(next + kKeyTile, range.end), sweep_.problem_.head_dim);
+      const int n = static_cast<int>(next - key);
+      const int d = static_cast<int>(sweep_.problem_.head_dim);
+      const Operand k =
+          sweep_.ops_.prepare_key(sweep_.key_.row(block.b, block.h, key), sweep_.key_.stride_s, n,
+                                  d, key_scratch_.get());
+      const Operand v =
+          with_output_ ? sweep_.ops_.prepare_value(sweep_.value_.row(block.b, block.h, key),
+                                                   sweep_.value_.stride_s, n, d,
+                                                   value_scratch_.get())
+                       : Operand{};
+      for (int64_t g = 0; g < block.groups(); ++g) {
+        row_group(i, block, g, key, n, k, v, cached_chunk, tile, out);
       }
     }
   }
 
-  const Problem& problem_;
-  const TensorView& query_;
-  const TensorView& key_;
-  const TensorView& value_;
-  const Isa& isa_;
-  const TileOps& ops_;
+  void row_group(int64_t i, const RowBlock& block, int64_t g, int64_t key, int n, const Operand& k,
+                 const Operand& v, int64_t cached_chunk, int64_t tile, const Partial& out) {
+    const TileOps& ops = sweep_.ops_;
+    const VectorOps& vector = sweep_.isa_.vector;
+    const bool cached = cached_chunk >= 0;
+    const int d = static_cast<int>(sweep_.problem_.head_dim);
+    const int rows = block.group_rows(g);
+    void* kept = cached ? cache_->probs(i, cached_chunk, tile, g) : nullptr;
+    float* s = cached && !cache_->compressed() ? static_cast<float*>(kept) : logits_.get();
+    float* m = out.m + g * kRowGroup;
+    float* l = out.l + g * kRowGroup;
+
+    ops.gemm(k, sweep_.queries_.packed(i, g), s, n, rows, d, false);
+    const float factor = mask_causal(block, g, sweep_.problem_.num_prompt, key, n, factor_, s);
+    if (with_output_) {
+      float* acc = out.acc + packed_offset(g, d);
+      vector.accumulate_softmax(s, n, rows, factor, m, l, acc, d);
+      ops.gemm(v, ops.prepare_probs(s, n, rows, prob_scratch_.get()), acc, d, rows, n, true);
+    } else if (cached) {
+      vector.accumulate_softmax(s, n, rows, factor, m, l, nullptr, 0);
+    } else {
+      vector.accumulate_lse(s, n, rows, factor, m, l);
+    }
+    if (cached) {
+      std::memcpy(cache_->maxima(i, cached_chunk, tile) + g * kRowGroup, m,
+                  static_cast<size_t>(rows) * sizeof(float));
+      if (cache_->compressed()) {
+        vector.compress(s, static_cast<int64_t>(n) * rows, static_cast<uint16_t*>(kept));
+      }
+    }
+  }
+
+  const AttentionSweep& sweep_;
+  const TileCache* cache_;
   const bool with_output_;
   const float factor_;
   const int64_t padded_dim_;
-  Buffer<float> packed_;
   Buffer<float> logits_;
   Buffer<float> key_scratch_;
   Buffer<float> value_scratch_;
@@ -143,77 +153,70 @@ class Sweep {
 };
 
 // Adds up the chunks of one row block in order and writes output and log-sum-exp.
-void combine(const Problem& problem, const Plan& plan, const RowBlock& block, float* partials,
-             DType dtype, void* out, float* lse) {
-  const int64_t d = problem.head_dim;
-  Buffer<float> weights(plan.chunks);
+void AttentionSweep::combine(const RowBlock& block, float* partials) const {
+  const int64_t d = problem_.head_dim;
+  Buffer<float> weights(chunks_);
   for (int64_t r = 0; r < block.rows(); ++r) {
-    const int64_t row = block.head(r) * problem.num_rows + block.query(r) +
-                        block.b * problem.num_heads * problem.num_rows;
+    const int64_t row =
+        (block.b * problem_.num_heads + block.head(r)) * problem_.num_rows + block.query(r);
     float m = kMinusInf;
-    for (int64_t c = 0; c < plan.chunks; ++c) {
-      m = std::max(m, Partial(partials + c * plan.partial, plan).m[r]);
+    for (int64_t c = 0; c < chunks_; ++c) {
+      m = std::max(m, partial(partials + c * partial_size_).m[r]);
     }
-    float l = 0.0f;
     const float base = m == kMinusInf ? 0.0f : m;
-    for (int64_t c = 0; c < plan.chunks; ++c) {
-      const Partial part(partials + c * plan.partial, plan);
+    float l = 0.0f;
+    for (int64_t c = 0; c < chunks_; ++c) {
+      const Partial part = partial(partials + c * partial_size_);
       weights[c] = std::exp2(part.m[r] - base);
       l += weights[c] * part.l[r];
     }
-    lse[row] = (m + std::log2(l)) * kLn2;
-    if (out == nullptr) continue;
+    lse_[row] = (m + std::log2(l)) * kLn2;
+    if (out_ == nullptr) continue;
     const int64_t g = r / kRowGroup;
     const int64_t pitch = block.group_rows(g);
     const int64_t first = packed_offset(g, d) + r % kRowGroup;
     for (int64_t k = 0; k < d; ++k) {
       float sum = 0.0f;
-      for (int64_t c = 0; c < plan.chunks; ++c) {
-        sum += weights[c] * Partial(partials + c * plan.partial, plan).acc[first + k * pitch];
+      for (int64_t c = 0; c < chunks_; ++c) {
+        sum += weights[c] * partial(partials + c * partial_size_).acc[first + k * pitch];
       }
-      store_float(out, row * d + k, dtype, sum / l);
+      store_float(out_, row * d + k, query_.dtype, sum / l);
     }
   }
 }
 
-}  // namespace
-
-void attention(const Problem& problem, const TensorView& query, const TensorView& key,
-               const TensorView& value, void* out, float* lse, const Executor& executor) {
-  const Plan plan(problem, out != nullptr);
-  const int64_t blocks = problem.batch * problem.num_kv_heads * plan.blocks;
-  const auto sweep_chunk = [&](Sweep& sweep, int64_t index, int64_t c, float* partial) {
-    const RowBlock block = plan.block(problem, index);
-    const KeyRange valid =
-        valid_keys(problem.leftpad_k, problem.seqused_k, block.b, problem.num_prompt);
-    const KeyRange chunk = {std::max(valid.begin, c * plan.chunk),
-                            std::min(valid.end, (c + 1) * plan.chunk)};
-    sweep.run(block, chunk, c + 1 == plan.chunks, Partial(partial, plan));
-  };
-  if (plan.chunks == 1) {
-    executor.run(blocks, [&](int64_t begin, int64_t end) {
-      Sweep sweep(problem, query, key, value, plan, out != nullptr);
-      Buffer<float> partial(plan.partial);
-      for (int64_t i = begin; i < end; ++i) {
-        sweep_chunk(sweep, i, 0, partial.get());
-        combine(problem, plan, plan.block(problem, i), partial.get(), query.dtype, out, lse);
+void AttentionSweep::run(int64_t begin, int64_t end, const TileCache* cache) const {
+  const int64_t first = begin * queries_.per_head();
+  const int64_t blocks = (end - begin) * queries_.per_head();
+  if (chunks_ == 1) {
+    executor_.run(blocks, [&](int64_t task, int64_t stop) {
+      Worker worker(*this, cache);
+      Buffer<float> buffer(partial_size_);
+      for (; task < stop; ++task) {
+        worker.run(first + task, 0, partial(buffer.get()));
+        combine(queries_.block(first + task), buffer.get());
       }
     });
     return;
   }
-  Buffer<float> partials(blocks * plan.chunks * plan.partial);
-  executor.run(blocks * plan.chunks, [&](int64_t begin, int64_t end) {
-    Sweep sweep(problem, query, key, value, plan, out != nullptr);
-    for (int64_t i = begin; i < end; ++i) {
-      sweep_chunk(sweep, i / plan.chunks, i % plan.chunks, partials + i * plan.partial);
+  Buffer<float> partials(blocks * chunks_ * partial_size_);
+  executor_.run(blocks * chunks_, [&](int64_t task, int64_t stop) {
+    Worker worker(*this, cache);
+    for (; task < stop; ++task) {
+      worker.run(first + task / chunks_, task % chunks_, partial(partials + task * partial_size_));
     }
   });
-  executor.run(blocks, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      combine(problem, plan, plan.block(problem, i), partials + i * plan.chunks * plan.partial,
-              query.dtype, out, lse);
+  executor_.run(blocks, [&](int64_t task, int64_t stop) {
+    for (; task < stop; ++task) {
+      combine(queries_.block(first + task), partials + task * chunks_ * partial_size_);
     }
   });
+}
+
+void attention(const Problem& problem, const TensorView& query, const TensorView& key,
+               const TensorView& value, void* out, float* lse, const Executor& executor) {
+  const AttentionSweep sweep(problem, query, key, value, out, lse, executor);
+  sweep.run(0, sweep.queries().heads(), nullptr);
 }
 
 }  // namespace lookaheadkv::cpu

@@ -34,6 +34,12 @@ void attention(const Problem& problem, const TensorView& query, const TensorView
 void column_scores(const Problem& problem, const TensorView& query, const TensorView& key,
                    const float* lse, float* scores, const Executor& executor);
 
+// Both of the above; without `out` nothing of `value` is read. Computes q k^T once where
+// attention() and column_scores() would twice.
+void attention_and_scores(const Problem& problem, const TensorView& query, const TensorView& key,
+                          const TensorView& value, void* out, float* lse, float* scores,
+                          const Executor& executor);
+
 // grad_query [B, Hq, L, D] and grad_key [B, Hkv, N + L, D], contiguous, in the inputs' dtype.
 void column_scores_backward(const Problem& problem, const TensorView& query, const TensorView& key,
                             const float* lse, const float* grad_scores, void* grad_query,

@@ -77,10 +77,16 @@ Tensor resolve_lse(const Call& call, const Tensor& query, const Tensor& key) {
 }
 
 Tensor scores_of(const Call& call, const Tensor& query, const Tensor& key) {
-  const Tensor lse = resolve_lse(call, query, key);
   Tensor scores = empty_scores(call.problem, query);
-  column_scores(call.problem, view(query), view(key), lse.const_data_ptr<float>(),
-                scores.mutable_data_ptr<float>(), kExecutor);
+  if (call.lse) {
+    column_scores(call.problem, view(query), view(key), call.lse->const_data_ptr<float>(),
+                  scores.mutable_data_ptr<float>(), kExecutor);
+  } else {
+    Tensor lse = empty_lse(call.problem, query);
+    attention_and_scores(call.problem, view(query), view(key), {}, nullptr,
+                         lse.mutable_data_ptr<float>(), scores.mutable_data_ptr<float>(),
+                         kExecutor);
+  }
   return scores;
 }
 
@@ -118,10 +124,8 @@ std::tuple<Tensor, Tensor, Tensor> op_lookahead_attention(Tensor query, Tensor k
   Tensor out = empty_like_device(query, {p.batch, p.num_heads, p.num_rows, p.head_dim});
   Tensor lse = empty_lse(p, query);
   Tensor scores = empty_scores(p, query);
-  attention(p, view(query), view(key), view(value), out.mutable_data_ptr(),
-            lse.mutable_data_ptr<float>(), kExecutor);
-  column_scores(p, view(query), view(key), lse.const_data_ptr<float>(),
-                scores.mutable_data_ptr<float>(), kExecutor);
+  attention_and_scores(p, view(query), view(key), view(value), out.mutable_data_ptr(),
+                       lse.mutable_data_ptr<float>(), scores.mutable_data_ptr<float>(), kExecutor);
   return {out, lse, scores};
 }
 

@@ -80,6 +80,12 @@ inline float mask_causal(const RowBlock& block, int64_t g, int64_t diagonal, int
   return 1.0f;
 }
 
+// Valid prompt keys of batch row b in [first, last).
+inline KeyRange chunk_keys(const Problem& problem, int64_t b, int64_t first, int64_t last) {
+  const KeyRange valid = valid_keys(problem.leftpad_k, problem.seqused_k, b, problem.num_prompt);
+  return {std::max(valid.begin, first), std::min(valid.end, last)};
+}
+
 // Asks for the next tile of rows while the current one is computed on.
 inline void prefetch_rows(const TensorView& view, int64_t b, int64_t h, int64_t begin, int64_t end,
                           int64_t head_dim) {

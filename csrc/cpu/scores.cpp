@@ -1,60 +1,170 @@
-// Room 2. One sweep over K: the tile of probabilities exp(scale * q k^T - lse) is summed over its rows
-// as soon as it exists and then forgotten. All rows of a KV head are folded into one sweep, so K is
-// read once.
+// Room 2. Column sums of probabilities, streamed: a tile of them is summed over its rows as soon as it
+// exists. All rows of a KV head are folded into one sweep, so K is read once.
+//
+// Where the caller has the log-sum-exp, a tile is exp(scale * q k^T - lse). Where not, the sweep that
+// finds it leaves its tiles, relative to the row maxima of their time, in a bounded cache, and the
+// column sum only has to weight them by exp(maximum - lse).
 #include <algorithm>
-#include <vector>
 
+#include "cpu/attention_sweep.h"
 #include "cpu/buffer.h"
 #include "cpu/isa/tile_ops.h"
 #include "cpu/kernels.h"
 #include "cpu/packed_queries.h"
 #include "cpu/row_block.h"
 #include "cpu/splits.h"
+#include "cpu/tile_cache.h"
 
 namespace lookaheadkv::cpu {
 
-void column_scores(const Problem& problem, const TensorView& query, const TensorView& key,
-                   const float* lse, float* scores, const Executor& executor) {
-  const Isa& isa = active();
-  const TileOps& ops = isa.tile_ops(query.dtype);
-  const int d = static_cast<int>(problem.head_dim);
-  const float factor = exp2_factor(problem);
-  const float weight = 1.0f / static_cast<float>(problem.group() * problem.num_rows);
-  const int64_t heads = problem.batch * problem.num_kv_heads;
-  const int64_t chunk = keys_per_chunk(problem.num_prompt, heads, kWantedTasks);
-  const int64_t chunks = num_chunks(problem.num_prompt, chunk);
-  const PackedQueries queries(problem, query, lse, ops, executor);
+namespace {
 
-  executor.run(heads * chunks, [&](int64_t begin, int64_t end) {
-    Buffer<float> logits(kKeyTile * kRowGroup);
-    Buffer<float> scratch(kKeyTile * round_up(d, kDimAlign));
-    Buffer<float> columns(kKeyTile * kMaxLanes);
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t head = task / chunks;
-      const RowBlock block = queries.block(head);
-      const KeyRange valid =
-          valid_keys(problem.leftpad_k, problem.seqused_k, block.b, problem.num_prompt);
-      const int64_t first = task % chunks * chunk;
-      const int64_t last = std::min(first + chunk, problem.num_prompt);
-      float* out = scores + head * problem.num_prompt;
+class ScoreSweep {
+ public:
+  // `queries` holds one block per KV head.
+  ScoreSweep(const Problem& problem, const TensorView& query, const TensorView& key,
+             const float* lse, float* scores, const PackedQueries& queries, int64_t chunk,
+             const Executor& executor)
+      : problem_(problem),
+        key_(key),
+        lse_(lse),
+        scores_(scores),
+        queries_(queries),
+        chunk_(chunk),
+        chunks_(num_chunks(problem.num_prompt, chunk)),
+        executor_(executor),
+        isa_(active()),
+        ops_(isa_.tile_ops(query.dtype)) {}
+
+  // The KV heads [begin, end); tiles the cache holds are taken from it.
+  void run(int64_t begin, int64_t end, const TileCache* cache) const {
+    executor_.run((end - begin) * chunks_, [&](int64_t task, int64_t stop) {
+      Worker worker(*this, cache);
+      for (; task < stop; ++task) worker.run(begin + task / chunks_, task % chunks_);
+    });
+  }
+
+ private:
+  // The scratch of one thread.
+  class Worker {
+   public:
+    Worker(const ScoreSweep& sweep, const TileCache* cache)
+        : sweep_(sweep),
+          cache_(cache),
+          dim_(static_cast<int>(sweep.problem_.head_dim)),
+          factor_(exp2_factor(sweep.problem_)),
+          weight_(1.0f / static_cast<float>(sweep.problem_.group() * sweep.problem_.num_rows)),
+          logits_(kKeyTile * kRowGroup),
+          scratch_(kKeyTile * round_up(dim_, kDimAlign)),
+          columns_(kKeyTile * kMaxLanes),
+          lse2_(sweep.queries_.padded_rows()),
+          row_weights_(kRowGroup) {}
+
+    // Chunk c of one head.
+    void run(int64_t head, int64_t c) {
+      const Problem& p = sweep_.problem_;
+      const RowBlock block = sweep_.queries_.block(head);
+      const int64_t first = c * sweep_.chunk_;
+      const int64_t last = std::min(first + sweep_.chunk_, p.num_prompt);
+      const KeyRange range = chunk_keys(p, block.b, first, last);
+      float* out = sweep_.scores_ + head * p.num_prompt;
       std::fill(out + first, out + last, 0.0f);
-      const int64_t stop = std::min(last, valid.end);
-      for (int64_t at = std::max(first, valid.begin); at < stop; at += kKeyTile) {
-        const int n = static_cast<int>(std::min<int64_t>(kKeyTile, stop - at));
-        prefetch_rows(key, block.b, block.h, at + n, std::min<int64_t>(at + n + kKeyTile, stop), d);
-        const Operand k =
-            ops.prepare_key(key.row(block.b, block.h, at), key.stride_s, n, d, scratch.get());
-        std::fill(columns.get(), columns + kKeyTile * kMaxLanes, 0.0f);
-        for (int64_t g = 0; g < block.groups(); ++g) {
-          const int rows = block.group_rows(g);
-          ops.gemm(k, queries.packed(head, g), logits.get(), n, rows, d, false);
-          isa.vector.accumulate_columns(logits.get(), n, rows, factor, queries.lse2(head, g),
-                                        columns.get());
+      fill_lse2(p, block, sweep_.lse_, lse2_.get());
+      const bool cached = cache_ && cache_->holds(c);
+      int64_t tile = 0;
+      for (int64_t at = range.begin; at < range.end; at += kKeyTile, ++tile) {
+        const int n = static_cast<int>(std::min<int64_t>(kKeyTile, range.end - at));
+        std::fill(columns_.get(), columns_ + kKeyTile * kMaxLanes, 0.0f);
+        if (cached) {
+          from_cache(head, c, tile, block, n);
+        } else {
+          prefetch_rows(sweep_.key_, block.b, block.h, at + n,
+                        std::min<int64_t>(at + n + kKeyTile, range.end), dim_);
+          compute(head, block, at, n);
         }
-        isa.vector.reduce_columns(columns.get(), n, weight, out + at);
+        sweep_.isa_.vector.reduce_columns(columns_.get(), n, weight_, out + at);
       }
     }
-  });
+
+   private:
+    void compute(int64_t head, const RowBlock& block, int64_t at, int n) {
+      const Operand k = sweep_.ops_.prepare_key(sweep_.key_.row(block.b, block.h, at),
+                                                sweep_.key_.stride_s, n, dim_, scratch_.get());
+      for (int64_t g = 0; g < block.groups(); ++g) {
+        const int rows = block.group_rows(g);
+        sweep_.ops_.gemm(k, sweep_.queries_.packed(head, g), logits_.get(), n, rows, dim_, false);
+        sweep_.isa_.vector.accumulate_columns(logits_.get(), n, rows, factor_,
+                                              lse2_ + g * kRowGroup, columns_.get());
+      }
+    }
+
+    void from_cache(int64_t head, int64_t c, int64_t tile, const RowBlock& block, int n) {
+      const VectorOps& vector = sweep_.isa_.vector;
+      const auto add = cache_->compressed() ? vector.accumulate_compressed_columns
+                                            : vector.accumulate_weighted_columns;
+      const float* maxima = cache_->maxima(head, c, tile);
+      for (int64_t g = 0; g < block.groups(); ++g) {
+        const int rows = block.group_rows(g);
+        vector.row_weights(maxima + g * kRowGroup, lse2_ + g * kRowGroup, rows,
+                           row_weights_.get());
+        add(cache_->probs(head, c, tile, g), n, rows, row_weights_.get(), columns_.get());
+      }
+    }
+
+    const ScoreSweep& sweep_;
+    const TileCache* cache_;
+    const int dim_;
+    const float factor_;
+    const float weight_;
+    Buffer<float> logits_;
+    Buffer<float> scratch_;
+    Buffer<float> columns_;
+    Buffer<float> lse2_;
+    Buffer<float> row_weights_;
+  };
+
+  const Problem& problem_;
+  const TensorView key_;
+  const float* const lse_;
+  float* const scores_;
+  const PackedQueries& queries_;
+  const int64_t chunk_;
+  const int64_t chunks_;
+  const Executor& executor_;
+  const Isa& isa_;
+  const TileOps& ops_;
+};
+
+}  // namespace
+
+void column_scores(const Problem& problem, const TensorView& query, const TensorView& key,
+                   const float* lse, float* scores, const Executor& executor) {
+  const PackedQueries queries(problem, query, active().tile_ops(query.dtype), executor);
+  const int64_t chunk = keys_per_chunk(problem.num_prompt, queries.heads(), kWantedTasks);
+  ScoreSweep(problem, query, key, lse, scores, queries, chunk, executor)
+      .run(0, queries.heads(), nullptr);
+}
+
+void attention_and_scores(const Problem& problem, const TensorView& query, const TensorView& key,
+                          const TensorView& value, void* out, float* lse, float* scores,
+                          const Executor& executor) {
+  const AttentionSweep attention(problem, query, key, value, out, lse, executor);
+  const PackedQueries& queries = attention.queries();
+  const int64_t heads = queries.heads();
+  if (queries.per_head() > 1) {
+    // More rows than one attention block: its tiles are not those of the column sum.
+    attention.run(0, heads, nullptr);
+    column_scores(problem, query, key, lse, scores, executor);
+    return;
+  }
+  const TileCache cache(heads, attention.chunks(), attention.chunk() / kKeyTile,
+                        queries.padded_rows(), query.dtype != DType::kFloat32);
+  const ScoreSweep sum(problem, query, key, lse, scores, queries, attention.chunk(), executor);
+  for (int64_t head = 0; head < heads; head += cache.heads_per_round()) {
+    const int64_t end = std::min(head + cache.heads_per_round(), heads);
+    attention.run(head, end, &cache);
+    sum.run(head, end, &cache);
+  }
 }
 
 }  // namespace lookaheadkv::cpu

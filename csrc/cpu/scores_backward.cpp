@@ -72,10 +72,12 @@ class RowsOverDims {
 
 class Backward {
  public:
-  Backward(const Problem& problem, const TensorView& key, const float* grad_scores,
-           const PackedQueries& queries, const TensorView& query, const Isa& isa)
+  Backward(const Problem& problem, const TensorView& key, const float* lse,
+           const float* grad_scores, const PackedQueries& queries, const TensorView& query,
+           const Isa& isa)
       : problem_(problem),
         key_(key),
+        lse_(lse),
         grad_scores_(grad_scores),
         queries_(queries),
         query_(query),
@@ -85,11 +87,13 @@ class Backward {
         tile_(kKeyTile * kRowGroup),
         grad_key_(kKeyTile * round_up(problem.head_dim, kRowAlign)),
         block_grad_(kKeyTile * kRowGroup),
+        lse2_(queries.padded_rows()),
         rows_over_dims_(problem.head_dim) {}
 
   // delta [padded rows] of the keys [first, last) of one head.
   void delta(int64_t head, int64_t first, int64_t last, float* delta) {
     const RowBlock block = queries_.block(head);
+    fill_lse2(problem_, block, lse_, lse2_.get());
     std::fill(delta, delta + block.padded_rows(), 0.0f);
     for_tiles(head, first, last, [&](int64_t at, int n, const float* grad) {
       for (int64_t g = 0; g < block.groups(); ++g) {
@@ -104,6 +108,7 @@ class Backward {
   void gradients(int64_t head, int64_t first, int64_t last, const float* delta, float* acc,
                  void* grad_key) {
     const RowBlock block = queries_.block(head);
+    fill_lse2(problem_, block, lse_, lse2_.get());
     const int d = static_cast<int>(problem_.head_dim);
     const float weight =
         static_cast<float>(problem_.scale / static_cast<double>(block.rows()));
@@ -139,14 +144,13 @@ class Backward {
   template <class Body>
   void for_tiles(int64_t head, int64_t first, int64_t last, const Body& body) {
     const RowBlock block = queries_.block(head);
-    const KeyRange valid =
-        valid_keys(problem_.leftpad_k, problem_.seqused_k, block.b, problem_.num_prompt);
     const float zeros[kKeyTile] = {};
     for (const bool prompt : {true, false}) {
-      const int64_t begin = std::max(first, prompt ? valid.begin : problem_.num_prompt);
-      const int64_t end = std::min(last, prompt ? valid.end : problem_.num_keys());
-      for (int64_t at = begin; at < end; at += kKeyTile) {
-        const int n = static_cast<int>(std::min<int64_t>(kKeyTile, end - at));
+      const KeyRange range =
+          prompt ? chunk_keys(problem_, block.b, first, last)
+                 : KeyRange{std::max(first, problem_.num_prompt), last};
+      for (int64_t at = range.begin; at < range.end; at += kKeyTile) {
+        const int n = static_cast<int>(std::min<int64_t>(kKeyTile, range.end - at));
         isa_.vector.to_float(key_.row(block.b, block.h, at), key_.dtype, key_.stride_s, n,
                              static_cast<int>(problem_.head_dim), key_tile_.get(),
                              problem_.head_dim);
@@ -163,11 +167,12 @@ class Backward {
                       false);
     const float factor =
         mask_causal(block, g, problem_.num_prompt, at, n, factor_, tile_.get());
-    isa_.vector.probabilities(tile_.get(), n, rows, factor, queries_.lse2(head, g));
+    isa_.vector.probabilities(tile_.get(), n, rows, factor, lse2_ + g * kRowGroup);
   }
 
   const Problem& problem_;
   const TensorView& key_;
+  const float* lse_;
   const float* grad_scores_;
   const PackedQueries& queries_;
   const TensorView& query_;
@@ -177,6 +182,7 @@ class Backward {
   Buffer<float> tile_;
   Buffer<float> grad_key_;
   Buffer<float> block_grad_;
+  Buffer<float> lse2_;
   RowsOverDims rows_over_dims_;
 };
 
@@ -187,12 +193,12 @@ void column_scores_backward(const Problem& problem, const TensorView& query, con
                             void* grad_key, const Executor& executor) {
   const Isa& isa = active();
   const FloatQuery float_query(problem, query, isa);
-  const PackedQueries queries(problem, float_query.view(), lse, isa.float32, executor);
+  const PackedQueries queries(problem, float_query.view(), isa.float32, executor);
   const int64_t heads = problem.batch * problem.num_kv_heads;
   const int64_t keys = problem.num_keys(), d = problem.head_dim;
   const int64_t chunk = keys_per_chunk(keys, heads, kWantedTasks / 4);
   const int64_t chunks = num_chunks(keys, chunk);
-  const int64_t rows = queries.block(0).padded_rows();
+  const int64_t rows = queries.padded_rows();
   const int64_t acc_size = rows * round_up(d, kDimAlign);
   Buffer<float> deltas(heads * chunks * rows);
   Buffer<float> accs(heads * chunks * acc_size);
@@ -200,7 +206,7 @@ void column_scores_backward(const Problem& problem, const TensorView& query, con
   // Padded prompt keys are visited by nobody: their gradient is this zero.
   std::memset(grad_key, 0, static_cast<size_t>(heads * keys * d * element_size(key.dtype)));
   executor.run(heads * chunks, [&](int64_t begin, int64_t end) {
-    Backward backward(problem, key, grad_scores, queries, float_query.view(), isa);
+    Backward backward(problem, key, lse, grad_scores, queries, float_query.view(), isa);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t first = task % chunks * chunk;
       backward.delta(task / chunks, first, std::min(first + chunk, keys), deltas + task * rows);
@@ -215,7 +221,7 @@ void column_scores_backward(const Problem& problem, const TensorView& query, con
     }
   });
   executor.run(heads * chunks, [&](int64_t begin, int64_t end) {
-    Backward backward(problem, key, grad_scores, queries, float_query.view(), isa);
+    Backward backward(problem, key, lse, grad_scores, queries, float_query.view(), isa);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t head = task / chunks, first = task % chunks * chunk;
       float* acc = accs + task * acc_size;

@@ -1,5 +1,6 @@
 #include "numpy/arrays.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace lookaheadkv::numpy {
@@ -23,13 +24,12 @@ TensorInfo describe(const std::string& op, const std::string& name, const py::ar
     throw std::invalid_argument("lookaheadkv." + op + ": " + name +
                                 " must be aligned to its element size");
   }
+  // Aligned elements have strides of whole elements, but for dimensions of size 1, which are never
+  // stepped along. Elements of size 0 ("V0") fail the checks of the dtype.
+  const py::ssize_t itemsize = std::max<py::ssize_t>(1, array.itemsize());
   for (py::ssize_t dim = 0; dim < array.ndim(); ++dim) {
-    if (array.itemsize() == 0 || array.strides(dim) % array.itemsize() != 0) {
-      throw std::invalid_argument("lookaheadkv." + op + ": " + name +
-                                  " must have strides that are multiples of its element size");
-    }
     info.shape.push_back(array.shape(dim));
-    info.strides.push_back(array.strides(dim) / array.itemsize());
+    info.strides.push_back(array.strides(dim) / itemsize);
   }
   return info;
 }

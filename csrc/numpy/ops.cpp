@@ -220,7 +220,7 @@ py::array select(const py::array& scores, int64_t budget, int64_t pool_kernel, i
   const Lengths lengths(op, leftpad_k, seqused_k, scores.shape(0), "scores");
   Problem problem;
   problem.batch = scores.shape(0);
-  problem.num_kv_heads = scores.shape(1);
+  problem.num_heads = problem.num_kv_heads = scores.shape(1);
   problem.num_prompt = scores.shape(2);
   lengths.put_into(problem);
   validator.budget(budget, pool_kernel, num_sink, num_recent, std::nullopt);

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "cpu/isa/amx_tiles.h"
+#include "cpu/isa/compressed_probability.h"
 #include "cpu/isa/convert.h"
 #include "cpu/isa/exp2_coefficients.h"
 #include "cpu/isa/tile_ops.h"

@@ -3,6 +3,7 @@
 
 #include <cstring>
 
+#include "cpu/isa/compressed_probability.h"
 #include "cpu/isa/convert.h"
 #include "cpu/isa/exp2_coefficients.h"
 #include "cpu/isa/tile_ops.h"

@@ -1,6 +1,7 @@
 // Kernels for any CPU the compiler knows.
 #include <cstring>
 
+#include "cpu/isa/compressed_probability.h"
 #include "cpu/isa/convert.h"
 #include "cpu/isa/exp2_coefficients.h"
 #include "cpu/isa/tile_ops.h"

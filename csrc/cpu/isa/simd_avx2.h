@@ -43,6 +43,22 @@ struct V {
     return _mm256_and_ps(p, in_range);
   }
 
+  // Probabilities in 16 bits: see compressed_probability.h.
+  static void compress(uint16_t* dst, Reg p) {
+    const __m256i bits = _mm256_max_epi32(_mm256_castps_si256(p), _mm256_set1_epi32(kCompressMin));
+    const __m256i code = _mm256_srli_epi32(
+        _mm256_sub_epi32(bits, _mm256_set1_epi32(kCompressOffset)), kCompressShift);
+    // Packing works within 128-bit halves; the permutation puts them side by side.
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(code, code), 0x08);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(dst), _mm256_castsi256_si128(packed));
+  }
+  static Reg expand(const uint16_t* src) {
+    const __m256i code =
+        _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(src)));
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32(code, kCompressShift),
+                                                _mm256_set1_epi32(kCompressBase)));
+  }
+
   static void store8_from_bf16(float* dst, const char* src) {
     const __m256i half = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(src)));
     store(dst, _mm256_castsi256_ps(_mm256_slli_epi32(half, 16)));

@@ -36,6 +36,20 @@ struct V {
     return _mm512_scalef_ps(p, n);
   }
 
+  // Probabilities in 16 bits: see compressed_probability.h.
+  static void compress(uint16_t* dst, Reg p) {
+    const __m512i bits = _mm512_max_epi32(_mm512_castps_si512(p), _mm512_set1_epi32(kCompressMin));
+    const __m512i code = _mm512_srli_epi32(
+        _mm512_sub_epi32(bits, _mm512_set1_epi32(kCompressOffset)), kCompressShift);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(dst), _mm512_cvtepi32_epi16(code));
+  }
+  static Reg expand(const uint16_t* src) {
+    const __m512i code =
+        _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(src)));
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_slli_epi32(code, kCompressShift),
+                                                _mm512_set1_epi32(kCompressBase)));
+  }
+
   static void store8_from_bf16(float* dst, const char* src) {
     const __m256i half = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(src)));
     _mm256_storeu_ps(dst, _mm256_castsi256_ps(_mm256_slli_epi32(half, 16)));

@@ -52,6 +52,23 @@ struct V {
     return pick(nan, x, pick(small, zero(), p));
   }
 
+  // Probabilities in 16 bits: see compressed_probability.h.
+  static void compress(uint16_t* dst, Reg p) {
+    for (int i = 0; i < kLanes; ++i) {
+      const int32_t bits = static_cast<int32_t>(bits_from_float(p[i]));
+      const int32_t clamped = bits > kCompressMin ? bits : kCompressMin;
+      dst[i] = static_cast<uint16_t>(static_cast<uint32_t>(clamped - kCompressOffset) >>
+                                     kCompressShift);
+    }
+  }
+  static Reg expand(const uint16_t* src) {
+    Reg p;
+    for (int i = 0; i < kLanes; ++i) {
+      p[i] = float_from_bits((static_cast<uint32_t>(src[i]) << kCompressShift) + kCompressBase);
+    }
+    return p;
+  }
+
   static void store8_from_bf16(float* dst, const char* src) {
     uint16_t half[8];
     std::memcpy(half, src, sizeof(half));

@@ -1,8 +1,9 @@
 // Tile operations written once over a vector type V (simd_*.h) and compiled per instruction set.
 // Included inside an anonymous namespace: nothing here may be shared between instruction sets.
 //
-// V offers: Reg, kLanes, load, store, set1, zero, add, sub, mul, max, fma, exp2, any_greater, and
-// kGemmRows / kGemmKeys, the register tile of the fp32 gemm.
+// V offers: Reg, kLanes, load, store, set1, zero, add, sub, mul, max, fma, fms, exp2, any_greater,
+// finite_or_zero, compress, expand, store8_from_bf16, store8_from_fp16, and kGemmRows / kGemmKeys, the
+// register tile of the gemm.
 
 
 // Row maxima are kept lazily: they move only when a tile exceeds them by this much (a power of two
@@ -213,30 +214,71 @@ void accumulate_softmax(float* s, int n, int rows, float factor, float* m, float
 
 // ---- column sums
 
-template <int kVectors>
-void columns_block(const float* s, int n, int64_t rows, typename V::Reg c, const float* lse2,
-                   float* columns) {
-  typename V::Reg shift[kVectors];
-#pragma GCC unroll 16
-  for (int v = 0; v < kVectors; ++v) shift[v] = V::load(lse2 + v * V::kLanes);
+// columns[j][lane] += term(row vector v, key j), for kVectors row vectors at a time.
+template <int kVectors, class Term>
+inline void add_columns(int n, float* columns, const Term& term) {
   for (int j = 0; j < n; ++j) {
     typename V::Reg sum = V::load(columns + j * V::kLanes);
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) {
-      sum = V::add(sum, V::exp2(V::fms(V::load(s + j * rows + v * V::kLanes), c, shift[v])));
-    }
+    for (int v = 0; v < kVectors; ++v) sum = term(sum, v, j);
     V::store(columns + j * V::kLanes, sum);
   }
 }
 
+template <int kVectors>
+void columns_block(const float* s, int n, int64_t rows, float factor, const float* lse2,
+                   float* columns) {
+  const typename V::Reg c = V::set1(factor);
+  typename V::Reg shift[kVectors];
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; ++v) shift[v] = V::load(lse2 + v * V::kLanes);
+  add_columns<kVectors>(n, columns, [&](typename V::Reg sum, int v, int j) {
+    return V::add(sum, V::exp2(V::fms(V::load(s + j * rows + v * V::kLanes), c, shift[v])));
+  });
+}
+
 void accumulate_columns(const float* s, int n, int rows, float factor, const float* lse2,
                         float* columns) {
-  const typename V::Reg c = V::set1(factor);
   int r = 0;
   for (; r + 4 * V::kLanes <= rows; r += 4 * V::kLanes) {
-    columns_block<4>(s + r, n, rows, c, lse2 + r, columns);
+    columns_block<4>(s + r, n, rows, factor, lse2 + r, columns);
   }
-  for (; r < rows; r += V::kLanes) columns_block<1>(s + r, n, rows, c, lse2 + r, columns);
+  for (; r < rows; r += V::kLanes) columns_block<1>(s + r, n, rows, factor, lse2 + r, columns);
+}
+
+template <int kVectors, class P>
+void weighted_block(const P* p, int n, int64_t rows, const float* weights, float* columns) {
+  typename V::Reg weight[kVectors];
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; ++v) weight[v] = V::load(weights + v * V::kLanes);
+  add_columns<kVectors>(n, columns, [&](typename V::Reg sum, int v, int j) {
+    const P* at = p + j * rows + v * V::kLanes;
+    if constexpr (sizeof(P) == 4) {
+      return V::fma(V::load(at), weight[v], sum);
+    } else {
+      return V::fma(V::expand(at), weight[v], sum);
+    }
+  });
+}
+
+template <class P>
+void weighted_columns(const void* p, int n, int rows, const float* weights, float* columns) {
+  const P* at = static_cast<const P*>(p);
+  int r = 0;
+  for (; r + 4 * V::kLanes <= rows; r += 4 * V::kLanes) {
+    weighted_block<4>(at + r, n, rows, weights + r, columns);
+  }
+  for (; r < rows; r += V::kLanes) weighted_block<1>(at + r, n, rows, weights + r, columns);
+}
+
+void compress(const float* p, int64_t count, uint16_t* out) {
+  for (int64_t i = 0; i < count; i += V::kLanes) V::compress(out + i, V::load(p + i));
+}
+
+void row_weights(const float* m, const float* lse2, int rows, float* weights) {
+  for (int r = 0; r < rows; r += V::kLanes) {
+    V::store(weights + r, V::exp2(V::sub(V::load(m + r), V::load(lse2 + r))));
+  }
 }
 
 void reduce_columns(const float* columns, int n, float weight, float* out) {
@@ -304,7 +346,20 @@ bool any_greater(const uint32_t* keys, int64_t count, uint32_t threshold) {
 }
 
 constexpr VectorOps vector_ops() {
-  return {V::kLanes,      accumulate_lse, accumulate_softmax, accumulate_columns,
-          reduce_columns, probabilities,  accumulate_delta,   softmax_jacobian,
-          to_float,       rank_keys,      window_max,         any_greater};
+  return {V::kLanes,
+          accumulate_lse,
+          accumulate_softmax,
+          accumulate_columns,
+          compress,
+          weighted_columns<float>,
+          weighted_columns<uint16_t>,
+          row_weights,
+          reduce_columns,
+          probabilities,
+          accumulate_delta,
+          softmax_jacobian,
+          to_float,
+          rank_keys,
+          window_max,
+          any_greater};
 }

@@ -69,6 +69,17 @@ struct VectorOps {
   void (*accumulate_columns)(const float* s, int n, int rows, float factor, const float* lse2,
                              float* columns);
 
+  // Probabilities in 16 bits, and the column sums of cached tiles (tile_cache.h): columns[j][lane] +=
+  // sum over row vectors of weights * p.
+  void (*compress)(const float* p, int64_t count, uint16_t* out);
+  void (*accumulate_weighted_columns)(const void* p, int n, int rows, const float* weights,
+                                      float* columns);
+  void (*accumulate_compressed_columns)(const void* p, int n, int rows, const float* weights,
+                                        float* columns);
+
+  // weights[r] = exp2(m[r] - lse2[r]).
+  void (*row_weights)(const float* m, const float* lse2, int rows, float* weights);
+
   // out[j] = weight * sum over lanes of columns[j][lane].
   void (*reduce_columns)(const float* columns, int n, float weight, float* out);
 

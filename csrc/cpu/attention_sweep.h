@@ -1,0 +1,51 @@
+// The sweep over K (and V) that attention and the scores share: online softmax of row blocks over key
+// chunks, partial results combined in a fixed order.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/buffer.h"
+#include "cpu/isa/tile_ops.h"
+#include "cpu/kernels.h"
+#include "cpu/packed_queries.h"
+#include "cpu/row_block.h"
+#include "cpu/tile_cache.h"
+
+namespace lookaheadkv::cpu {
+
+class AttentionSweep {
+ public:
+  // Without `out` only lse is computed. Everything pointed to must outlive the sweep.
+  AttentionSweep(const Problem& problem, const TensorView& query, const TensorView& key,
+                 const TensorView& value, void* out, float* lse, const Executor& executor);
+
+  // Rows of the KV heads [begin, end) (b * Hkv + h). Tiles the cache holds are left in it.
+  void run(int64_t begin, int64_t end, const TileCache* cache) const;
+
+  const PackedQueries& queries() const { return queries_; }
+  int64_t chunk() const { return chunk_; }    // prompt keys per chunk
+  int64_t chunks() const { return chunks_; }  // per KV head
+
+ private:
+  struct Partial;
+  class Worker;
+
+  Partial partial(float* base) const;
+  void combine(const RowBlock& block, float* partials) const;
+
+  const Problem& problem_;
+  const TensorView query_;
+  const TensorView key_;
+  const TensorView value_;
+  void* const out_;
+  float* const lse_;
+  const Executor& executor_;
+  const Isa& isa_;
+  const TileOps& ops_;
+  const PackedQueries queries_;
+  const int64_t chunk_;
+  const int64_t chunks_;
+  const int64_t partial_size_;  // floats of one partial result
+};
+
+}  // namespace lookaheadkv::cpu
