@@ -105,8 +105,8 @@ void Validator::attention_inputs(const TensorInfo& query, const TensorInfo& key,
          ", Hkv=" + str(key.shape[1]));
   }
   if (key.shape[2] < query.shape[2]) {
-    fail("key must hold at least the L=" + str(query.shape[2]) + " observation keys, got S=" +
-         str(key.shape[2]));
+    fail("key must hold at least the L=" + str(query.shape[2]) +
+         " observation keys, got S=" + str(key.shape[2]));
   }
   last_dim_contiguous(query);
   last_dim_contiguous(key);
@@ -190,9 +190,9 @@ void Validator::budget(int64_t budget, int64_t pool_kernel, int64_t num_sink, in
   // Subtractions of non-negative numbers: a sum of three could overflow.
   if (num_sink > budget || num_recent > budget - num_sink ||
       rows > budget - num_sink - num_recent) {
-    const std::string pinned = str(static_cast<int64_t>(
-        static_cast<uint64_t>(num_sink) + static_cast<uint64_t>(num_recent) +
-        static_cast<uint64_t>(rows)));
+    const std::string pinned =
+        str(static_cast<int64_t>(static_cast<uint64_t>(num_sink) +
+                                 static_cast<uint64_t>(num_recent) + static_cast<uint64_t>(rows)));
     fail(observation_rows ? "budget must hold L + num_sink + num_recent = " + pinned +
                                 " entries, got " + str(budget)
                           : "budget must hold num_sink + num_recent = " + pinned +

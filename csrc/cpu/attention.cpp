@@ -1,6 +1,6 @@
-// Room 1. FlashAttention forward for a few rows over many keys: the keys are split into chunks, each
-// chunk gives partial (maximum, sum, output) per row, and a small combine adds them up in order.
-// Many rows over as many keys (prefill) is the same with one chunk per row block.
+// Room 1. FlashAttention forward for a few rows over many keys: the keys are split into chunks,
+// each chunk gives partial (maximum, sum, output) per row, and a small combine adds them up in
+// order. Many rows over as many keys (prefill) is the same with one chunk per row block.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -16,8 +16,9 @@ namespace {
 constexpr float kLn2 = 0.693147180559945309f;
 constexpr float kMinusInf = -__builtin_huge_valf();
 
-// Rows per block. With an output the accumulator should stay in L2, and in a prefill (no prompt keys
-// in front) a smaller block wastes less above the diagonal. Without, all rows share one read of K.
+// Rows per block. With an output the accumulator should stay in L2, and in a prefill (no prompt
+// keys in front) a smaller block wastes less above the diagonal. Without, all rows share one read
+// of K.
 int64_t block_queries(const Problem& p, bool with_output) {
   constexpr int64_t kSplitRows = 256, kPrefillRows = 128;
   if (!with_output) return p.num_rows;
@@ -78,14 +79,14 @@ class AttentionSweep::Worker {
     std::fill(out.m, out.m + block.padded_rows(), kMinusInf);
     std::fill(out.l, out.l + block.padded_rows(), 0.0f);
     if (with_output_) std::fill(out.acc, out.acc + block.padded_rows() * padded_dim_, 0.0f);
-    const KeyRange chunk =
-        chunk_keys(p, block.b, c * sweep_.chunk_, (c + 1) * sweep_.chunk_);
+    const KeyRange chunk = chunk_keys(p, block.b, c * sweep_.chunk_, (c + 1) * sweep_.chunk_);
     keys(i, block, chunk, cache_ && cache_->holds(c) ? c : -1, out);
     if (c + 1 == sweep_.chunks_) keys(i, block, {p.num_prompt, p.num_prompt + block.end}, -1, out);
   }
 
  private:
-  // Keys of a range, tile by tile; tiles go to the cache as those of `cached_chunk` unless it is -1.
+  // Keys of a range, tile by tile; tiles go to the cache as those of `cached_chunk` unless it is
+  // -1.
   void keys(int64_t i, const RowBlock& block, KeyRange range, int64_t cached_chunk,
             const Partial& out) {
     int64_t tile = 0;
@@ -95,14 +96,12 @@ class AttentionSweep::Worker {
                     std::min<int64_t>(next + kKeyTile, range.end), sweep_.problem_.head_dim);
       const int n = static_cast<int>(next - key);
       const int d = static_cast<int>(sweep_.problem_.head_dim);
-      const Operand k =
-          sweep_.ops_.prepare_key(sweep_.key_.row(block.b, block.h, key), sweep_.key_.stride_s, n,
-                                  d, key_scratch_.get());
-      const Operand v =
-          with_output_ ? sweep_.ops_.prepare_value(sweep_.value_.row(block.b, block.h, key),
-                                                   sweep_.value_.stride_s, n, d,
-                                                   value_scratch_.get())
-                       : Operand{};
+      const Operand k = sweep_.ops_.prepare_key(sweep_.key_.row(block.b, block.h, key),
+                                                sweep_.key_.stride_s, n, d, key_scratch_.get());
+      const Operand v = with_output_ ? sweep_.ops_.prepare_value(
+                                           sweep_.value_.row(block.b, block.h, key),
+                                           sweep_.value_.stride_s, n, d, value_scratch_.get())
+                                     : Operand{};
       for (int64_t g = 0; g < block.groups(); ++g) {
         row_group(i, block, g, key, n, k, v, cached_chunk, tile, out);
       }

@@ -1,5 +1,5 @@
-// The sweep over K (and V) that attention and the scores share: online softmax of row blocks over key
-// chunks, partial results combined in a fixed order.
+// The sweep over K (and V) that attention and the scores share: online softmax of row blocks over
+// key chunks, partial results combined in a fixed order.
 #pragma once
 
 #include <cstdint>

@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "cpu/kernels.h"
+#include "torch/boxed.h"
 #include "torch/tensors.h"
 
 namespace lookaheadkv::cpu {
@@ -102,11 +103,11 @@ std::tuple<Tensor, Tensor> gather_of(const Tensor& key, const Tensor& value,
 }
 
 Tensor select_of(const Problem& problem, const Tensor& scores, const SelectOptions& options) {
-  Tensor indices = empty_like_device(
-      scores,
-      {problem.batch, problem.num_kv_heads,
-       std::min(options.budget, problem.num_prompt) + options.append_rows},
-      ScalarType::Int);
+  Tensor indices =
+      empty_like_device(scores,
+                        {problem.batch, problem.num_kv_heads,
+                         std::min(options.budget, problem.num_prompt) + options.append_rows},
+                        ScalarType::Int);
   select(problem, scores.const_data_ptr<float>(), options, indices.mutable_data_ptr<int32_t>(),
          kExecutor);
   return indices;
@@ -230,13 +231,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> op_score_and_evict(
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(lookaheadkv, CPU, m) {
-  m.impl("lookahead_attention", TORCH_BOX(&op_lookahead_attention));
-  m.impl("column_scores", TORCH_BOX(&op_column_scores));
-  m.impl("column_scores_backward", TORCH_BOX(&op_column_scores_backward));
-  m.impl("prefill_attention", TORCH_BOX(&op_prefill_attention));
-  m.impl("select", TORCH_BOX(&op_select));
-  m.impl("gather_kv", TORCH_BOX(&op_gather_kv));
-  m.impl("score_and_evict", TORCH_BOX(&op_score_and_evict));
+  m.impl("lookahead_attention", boxed<&op_lookahead_attention>);
+  m.impl("column_scores", boxed<&op_column_scores>);
+  m.impl("column_scores_backward", boxed<&op_column_scores_backward>);
+  m.impl("prefill_attention", boxed<&op_prefill_attention>);
+  m.impl("select", boxed<&op_select>);
+  m.impl("gather_kv", boxed<&op_gather_kv>);
+  m.impl("score_and_evict", boxed<&op_score_and_evict>);
 }
 
 }  // namespace lookaheadkv::cpu

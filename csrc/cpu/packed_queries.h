@@ -52,8 +52,8 @@ class PackedQueries {
   Buffer<float> packed_;
 };
 
-// The log-sum-exp of one row block to base 2, from lse [B, Hq, L] (natural); padded rows get +inf, so
-// that their probability is 0.
+// The log-sum-exp of one row block to base 2, from lse [B, Hq, L] (natural); padded rows get +inf,
+// so that their probability is 0.
 inline void fill_lse2(const Problem& problem, const RowBlock& block, const float* lse, float* out) {
   constexpr float kLog2e = 1.44269504088896341f;
   for (int64_t r = 0; r < block.padded_rows(); ++r) {

@@ -14,9 +14,9 @@ inline float exp2_factor(const Problem& problem) {
   return static_cast<float>(problem.scale * 1.4426950408889634074);
 }
 
-// A row block: the queries [begin, end) of all G query heads of one KV head, folded into the rows of
-// logits tiles. Row r is query begin + r % queries of head r / queries; rows are cut into groups of
-// kRowGroup, the last one padded to kRowAlign by repeating its first row.
+// A row block: the queries [begin, end) of all G query heads of one KV head, folded into the rows
+// of logits tiles. Row r is query begin + r % queries of head r / queries; rows are cut into groups
+// of kRowGroup, the last one padded to kRowAlign by repeating its first row.
 struct RowBlock {
   int64_t b;
   int64_t h;  // KV head
@@ -62,8 +62,8 @@ inline void pack_rows(const RowBlock& block, const TensorView& query, const Tile
   }
 }
 
-// Masks the tile s [n][rows] of keys key .. key + n - 1 where it crosses the causal diagonal; query i
-// sees keys up to diagonal + i. A masked tile is scaled on the way (-inf times a negative or zero
+// Masks the tile s [n][rows] of keys key .. key + n - 1 where it crosses the causal diagonal; query
+// i sees keys up to diagonal + i. A masked tile is scaled on the way (-inf times a negative or zero
 // factor would not stay -inf). Returns the factor that is left to apply.
 inline float mask_causal(const RowBlock& block, int64_t g, int64_t diagonal, int64_t key, int n,
                          float factor, float* s) {

@@ -1,9 +1,9 @@
-// Room 2. Column sums of probabilities, streamed: a tile of them is summed over its rows as soon as it
-// exists. All rows of a KV head are folded into one sweep, so K is read once.
+// Room 2. Column sums of probabilities, streamed: a tile of them is summed over its rows as soon as
+// it exists. All rows of a KV head are folded into one sweep, so K is read once.
 //
-// Where the caller has the log-sum-exp, a tile is exp(scale * q k^T - lse). Where not, the sweep that
-// finds it leaves its tiles, relative to the row maxima of their time, in a bounded cache, and the
-// column sum only has to weight them by exp(maximum - lse).
+// Where the caller has the log-sum-exp, a tile is exp(scale * q k^T - lse). Where not, the sweep
+// that finds it leaves its tiles, relative to the row maxima of their time, in a bounded cache, and
+// the column sum only has to weight them by exp(maximum - lse).
 #include <algorithm>
 
 #include "cpu/attention_sweep.h"
@@ -105,8 +105,7 @@ class ScoreSweep {
       const float* maxima = cache_->maxima(head, c, tile);
       for (int64_t g = 0; g < block.groups(); ++g) {
         const int rows = block.group_rows(g);
-        vector.row_weights(maxima + g * kRowGroup, lse2_ + g * kRowGroup, rows,
-                           row_weights_.get());
+        vector.row_weights(maxima + g * kRowGroup, lse2_ + g * kRowGroup, rows, row_weights_.get());
         add(cache_->probs(head, c, tile, g), n, rows, row_weights_.get(), columns_.get());
       }
     }

@@ -25,9 +25,8 @@ class FloatQuery {
     const int64_t rows = p.num_rows, d = p.head_dim;
     for (int64_t b = 0; b < p.batch; ++b) {
       for (int64_t h = 0; h < p.num_heads; ++h) {
-        isa.vector.to_float(query.row(b, h, 0), query.dtype, query.stride_s,
-                            static_cast<int>(rows), static_cast<int>(d),
-                            data_ + (b * p.num_heads + h) * rows * d, d);
+        isa.vector.to_float(query.row(b, h, 0), query.dtype, query.stride_s, static_cast<int>(rows),
+                            static_cast<int>(d), data_ + (b * p.num_heads + h) * rows * d, d);
       }
     }
     view_ = {data_.get(), DType::kFloat32, p.num_heads * rows * d, rows * d, d};
@@ -104,14 +103,14 @@ class Backward {
     });
   }
 
-  // Adds up dq^T (acc: per group [round_up(D)][group rows]) and writes dk of the keys [first, last).
+  // Adds up dq^T (acc: per group [round_up(D)][group rows]) and writes dk of the keys [first,
+  // last).
   void gradients(int64_t head, int64_t first, int64_t last, const float* delta, float* acc,
                  void* grad_key) {
     const RowBlock block = queries_.block(head);
     fill_lse2(problem_, block, lse_, lse2_.get());
     const int d = static_cast<int>(problem_.head_dim);
-    const float weight =
-        static_cast<float>(problem_.scale / static_cast<double>(block.rows()));
+    const float weight = static_cast<float>(problem_.scale / static_cast<double>(block.rows()));
     const auto& gemm = isa_.float32.gemm;
     for_tiles(head, first, last, [&](int64_t at, int n, const float* grad) {
       std::fill(grad_key_.get(), grad_key_ + static_cast<int64_t>(n) * d, 0.0f);
@@ -146,9 +145,8 @@ class Backward {
     const RowBlock block = queries_.block(head);
     const float zeros[kKeyTile] = {};
     for (const bool prompt : {true, false}) {
-      const KeyRange range =
-          prompt ? chunk_keys(problem_, block.b, first, last)
-                 : KeyRange{std::max(first, problem_.num_prompt), last};
+      const KeyRange range = prompt ? chunk_keys(problem_, block.b, first, last)
+                                    : KeyRange{std::max(first, problem_.num_prompt), last};
       for (int64_t at = range.begin; at < range.end; at += kKeyTile) {
         const int n = static_cast<int>(std::min<int64_t>(kKeyTile, range.end - at));
         isa_.vector.to_float(key_.row(block.b, block.h, at), key_.dtype, key_.stride_s, n,
@@ -165,8 +163,7 @@ class Backward {
     const int d = static_cast<int>(problem_.head_dim);
     isa_.float32.gemm({key_tile_.get(), d, 1}, queries_.packed(head, g), tile_.get(), n, rows, d,
                       false);
-    const float factor =
-        mask_causal(block, g, problem_.num_prompt, at, n, factor_, tile_.get());
+    const float factor = mask_causal(block, g, problem_.num_prompt, at, n, factor_, tile_.get());
     isa_.vector.probabilities(tile_.get(), n, rows, factor, lse2_ + g * kRowGroup);
   }
 
@@ -226,8 +223,8 @@ void column_scores_backward(const Problem& problem, const TensorView& query, con
       const int64_t head = task / chunks, first = task % chunks * chunk;
       float* acc = accs + task * acc_size;
       std::fill(acc, acc + acc_size, 0.0f);
-      backward.gradients(head, first, std::min(first + chunk, keys),
-                         deltas + head * chunks * rows, acc, grad_key);
+      backward.gradients(head, first, std::min(first + chunk, keys), deltas + head * chunks * rows,
+                         acc, grad_key);
     }
   });
   executor.run(heads, [&](int64_t begin, int64_t end) {

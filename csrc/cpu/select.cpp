@@ -1,10 +1,10 @@
 // Room 3. Pool and Top-K of one row of scores in a single pass over it.
 //
-// Scores become unsigned rank keys (select_keys.h); a block of keys is pooled in L1 and compared with
-// the worst candidate so far, which almost always settles the whole block. What passes is appended as
-// (key, ~position), so that one integer order means "larger score first, then smaller position"; when
-// the candidate list is full it is cut back to the budget. Exact for any input, O(N) whatever the
-// order of the scores.
+// Scores become unsigned rank keys (select_keys.h); a block of keys is pooled in L1 and compared
+// with the worst candidate so far, which almost always settles the whole block. What passes is
+// appended as (key, ~position), so that one integer order means "larger score first, then smaller
+// position"; when the candidate list is full it is cut back to the budget. Exact for any input,
+// O(N) whatever the order of the scores.
 #include <algorithm>
 #include <cstring>
 
@@ -80,7 +80,8 @@ class TopK {
 // A set of positions as bits: written in any order, read in ascending order.
 class PositionSet {
  public:
-  explicit PositionSet(int64_t size) : words_((size + 63) / 64), bits_(std::max<int64_t>(1, words_)) {
+  explicit PositionSet(int64_t size)
+      : words_((size + 63) / 64), bits_(std::max<int64_t>(1, words_)) {
     std::memset(bits_.get(), 0, static_cast<size_t>(words_) * sizeof(uint64_t));
   }
   void insert(int64_t i) { bits_[i / 64] |= uint64_t{1} << (i % 64); }
@@ -137,8 +138,8 @@ class RowSelector {
   }
 
  private:
-  // Pooled rank keys of positions at .. at + n - 1. Outside the valid range the key is 0, which wins
-  // no window; a kernel wider than the row is cut to it.
+  // Pooled rank keys of positions at .. at + n - 1. Outside the valid range the key is 0, which
+  // wins no window; a kernel wider than the row is cut to it.
   const uint32_t* pool(const float* scores, KeyRange valid, int64_t at, int64_t n) {
     const int64_t half = std::min(half_, valid.end - valid.begin);
     const int64_t first = std::max(at - half, valid.begin);

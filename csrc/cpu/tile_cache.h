@@ -1,6 +1,6 @@
 // Probability tiles kept between the sweep that finds the log-sum-exp and the column sums, so that
-// q k^T is computed once. Bounded: a few KV heads at a time, and of a very long prompt only the first
-// chunks; the rest is computed again.
+// q k^T is computed once. Bounded: a few KV heads at a time, and of a very long prompt only the
+// first chunks; the rest is computed again.
 #pragma once
 
 #include <algorithm>
@@ -16,8 +16,9 @@ constexpr int64_t kTileCacheBytes = int64_t{20} << 20;
 
 class TileCache {
  public:
-  // Tiles of kKeyTile keys by padded_rows rows, `chunks` chunks of `tiles` tiles for each of `heads`
-  // KV heads. fp32 inputs keep fp32 probabilities, 16-bit inputs 16-bit ones (VectorOps::compress).
+  // Tiles of kKeyTile keys by padded_rows rows, `chunks` chunks of `tiles` tiles for each of
+  // `heads` KV heads. fp32 inputs keep fp32 probabilities, 16-bit inputs 16-bit ones
+  // (VectorOps::compress).
   TileCache(int64_t heads, int64_t chunks, int64_t tiles, int64_t padded_rows, bool compressed)
       : chunks_(chunks),
         tiles_(tiles),

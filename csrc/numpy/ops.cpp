@@ -67,6 +67,10 @@ Problem problem_of(const py::array& query, const py::array& key, OptionalScale s
   return problem;
 }
 
+std::vector<int64_t> query_shape(const Problem& problem) {
+  return {problem.batch, problem.num_heads, problem.num_rows, problem.head_dim};
+}
+
 py::array empty_lse(const Problem& problem) {
   return empty(float32(), {problem.batch, problem.num_heads, problem.num_rows});
 }
@@ -82,25 +86,22 @@ void check_lse(const std::string& op, const OptionalArray& lse, const py::array&
   }
 }
 
-// The caller's log-sum-exp, or else the kernel's own.
-Contiguous<float> lse_of(const Problem& problem, const TensorView& query, const TensorView& key,
-                         const OptionalArray& lse, const ThreadExecutor& threads) {
-  if (lse) return Contiguous<float>::ensure(*lse);
-  py::array own = empty_lse(problem);
-  float* data = floats(own);
-  {
-    py::gil_scoped_release unlocked;
-    cpu::attention(problem, query, key, key, nullptr, data, threads);
-  }
-  return Contiguous<float>::ensure(own);
-}
-
+// The scores, by the caller's log-sum-exp if there is one.
 py::array scores_of(const Problem& problem, const TensorView& query, const TensorView& key,
-                    const float* lse, const ThreadExecutor& threads) {
+                    const OptionalArray& lse, const ThreadExecutor& threads) {
   py::array scores = empty_scores(problem);
   float* data = floats(scores);
-  py::gil_scoped_release unlocked;
-  cpu::column_scores(problem, query, key, lse, data, threads);
+  if (lse) {
+    const Contiguous<float> given = Contiguous<float>::ensure(*lse);
+    const float* sums = given.data();
+    py::gil_scoped_release unlocked;
+    cpu::column_scores(problem, query, key, sums, data, threads);
+  } else {
+    py::array own = empty_lse(problem);
+    float* sums = floats(own);
+    py::gil_scoped_release unlocked;
+    cpu::attention_and_scores(problem, query, key, {}, nullptr, sums, data, threads);
+  }
   return scores;
 }
 
@@ -144,16 +145,15 @@ Attention lookahead_attention(const py::array& query, const py::array& key, cons
   const ThreadExecutor threads = executor(op, num_threads);
 
   const TensorView query_view = view(query), key_view = view(key), value_view = view(value);
-  Attention result{
-      empty(query.dtype(), {problem.batch, problem.num_heads, problem.num_rows, problem.head_dim}),
-      empty_lse(problem), py::array()};
+  Attention result{empty(query.dtype(), query_shape(problem)), empty_lse(problem),
+                   empty_scores(problem)};
   void* out = result.out.mutable_data();
   float* lse = floats(result.lse);
+  float* scores = floats(result.scores);
   {
     py::gil_scoped_release unlocked;
-    cpu::attention(problem, query_view, key_view, value_view, out, lse, threads);
+    cpu::attention_and_scores(problem, query_view, key_view, value_view, out, lse, scores, threads);
   }
-  result.scores = scores_of(problem, query_view, key_view, lse, threads);
   return result;
 }
 
@@ -170,9 +170,7 @@ py::array column_scores(const py::array& query, const py::array& key, const Opti
   validator.scale(scale);
   const ThreadExecutor threads = executor(op, num_threads);
 
-  const TensorView query_view = view(query), key_view = view(key);
-  const Contiguous<float> sums = lse_of(problem, query_view, key_view, lse, threads);
-  return scores_of(problem, query_view, key_view, sums.data(), threads);
+  return scores_of(problem, view(query), view(key), lse, threads);
 }
 
 Attention prefill_attention(const py::array& query, const py::array& key, const py::array& value,
@@ -194,10 +192,10 @@ Attention prefill_attention(const py::array& query, const py::array& key, const 
   TensorView tail_query = query_view;
   tail_query.data = query_view.row(0, 0, tail.num_prompt);
 
-  Attention result{empty(query.dtype(), {all.batch, all.num_heads, all.num_rows, all.head_dim}),
-                   empty_lse(all), py::array()};
+  Attention result{empty(query.dtype(), query_shape(all)), empty_lse(all), empty_scores(tail)};
   void* out = result.out.mutable_data();
   float* lse = floats(result.lse);
+  float* scores = floats(result.scores);
   std::vector<float> tail_lse(all.batch * all.num_heads * num_lookahead);
   {
     py::gil_scoped_release unlocked;
@@ -206,8 +204,8 @@ Attention prefill_attention(const py::array& query, const py::array& key, const 
       std::copy_n(lse + row * all.num_rows + tail.num_prompt, num_lookahead,
                   tail_lse.data() + row * num_lookahead);
     }
+    cpu::column_scores(tail, tail_query, key_view, tail_lse.data(), scores, threads);
   }
-  result.scores = scores_of(tail, tail_query, key_view, tail_lse.data(), threads);
   return result;
 }
 
@@ -262,9 +260,7 @@ Evicted score_and_evict(const py::array& query, const py::array& key, const py::
                    keep_observation ? std::optional(appended) : std::nullopt);
   const ThreadExecutor threads = executor(op, num_threads);
 
-  const TensorView query_view = view(query), key_view = view(key);
-  const Contiguous<float> sums = lse_of(problem, query_view, key_view, lse, threads);
-  const py::array scores = scores_of(problem, query_view, key_view, sums.data(), threads);
+  const py::array scores = scores_of(problem, view(query), view(key), lse, threads);
   const py::array indices =
       indices_of(problem, static_cast<const float*>(scores.data()),
                  {budget - appended, pool_kernel, num_sink, num_recent, appended}, threads);

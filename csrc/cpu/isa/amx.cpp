@@ -1,7 +1,7 @@
 // Kernels for x86 with AMX-BF16: TDPBF16PS multiplies 16 x 32 by 32 x 16 bf16 into 16 x 16 fp32.
 //
-// K is the left operand and needs no packing where the tile is full; the packed query and the packed
-// probabilities are the right operand, in the layout VDPBF16PS uses too.
+// K is the left operand and needs no packing where the tile is full; the packed query and the
+// packed probabilities are the right operand, in the layout VDPBF16PS uses too.
 #include <immintrin.h>
 
 #include <cstring>
@@ -16,9 +16,9 @@
 namespace lookaheadkv::cpu {
 namespace {
 constexpr float kInfinity = __builtin_huge_valf();
+#include "cpu/isa/bf16_pairs.inl"
 #include "cpu/isa/simd_avx512.h"
 #include "cpu/isa/tile_kernels.inl"
-#include "cpu/isa/bf16_pairs.inl"
 
 constexpr int kTileRows = 16;
 constexpr int kTileDepth = 32;  // bf16 elements of a 64-byte tile row
@@ -66,8 +66,8 @@ void transpose16(const uint32_t* src, int64_t src_pitch, int rows, uint32_t* dst
   for (int i = 0; i < 16; ++i) _mm512_storeu_si512(dst + i * dst_pitch, b[i]);
 }
 
-// V transposed, [round_up(d, 32)][padded keys] bf16. Interleaving neighbouring keys first makes it a
-// transpose of 32-bit pairs; the pairs live in the upper half of the scratch.
+// V transposed, [round_up(d, 32)][padded keys] bf16. Interleaving neighbouring keys first makes it
+// a transpose of 32-bit pairs; the pairs live in the upper half of the scratch.
 Operand prepare_value_amx(const void* value, int64_t stride, int n, int d, void* scratch) {
   const int padded_keys = static_cast<int>(round_up(n, kTileDepth));
   const int padded_dim = static_cast<int>(round_up(d, kTileDepth));

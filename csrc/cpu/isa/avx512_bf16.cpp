@@ -12,9 +12,9 @@
 namespace lookaheadkv::cpu {
 namespace {
 constexpr float kInfinity = __builtin_huge_valf();
+#include "cpu/isa/bf16_pairs.inl"
 #include "cpu/isa/simd_avx512.h"
 #include "cpu/isa/tile_kernels.inl"
-#include "cpu/isa/bf16_pairs.inl"
 
 // A row of K holds d / 2 pairs as it is.
 Operand prepare_key_pairs(const void* key, int64_t stride, int, int, void*) {

@@ -46,7 +46,8 @@ void interleave_keys(const void* value, int64_t stride, int n, int d, int padded
     const char* odd = even + stride * 2;
     for (int k = 0; k < d; k += 8) {
       const __m128i zero = _mm_setzero_si128();
-      const __m128i a = j < n ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(even + 2 * k)) : zero;
+      const __m128i a =
+          j < n ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(even + 2 * k)) : zero;
       const __m128i b =
           j + 1 < n ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(odd + 2 * k)) : zero;
       uint32_t* at = out + static_cast<int64_t>(j / 2) * d + k;

@@ -1,7 +1,7 @@
-// The 16-bit format of cached probabilities: 7 bits of exponent, 9 of mantissa, no sign. Four times as
-// exact as bf16 (relative error at most 2^-10) over the range that occurs: relative to a lazily raised
-// row maximum (kLazy in tile_kernels.inl) a probability is at most 2^8, and what is below 2^-118 counts
-// as 2^-118.
+// The 16-bit format of cached probabilities: 7 bits of exponent, 9 of mantissa, no sign. Four times
+// as exact as bf16 (relative error at most 2^-10) over the range that occurs: relative to a lazily
+// raised row maximum (kLazy in tile_kernels.inl) a probability is at most 2^8, and what is below
+// 2^-118 counts as 2^-118.
 #pragma once
 
 #include <cstdint>

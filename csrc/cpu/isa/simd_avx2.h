@@ -60,7 +60,8 @@ struct V {
   }
 
   static void store8_from_bf16(float* dst, const char* src) {
-    const __m256i half = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(src)));
+    const __m256i half =
+        _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(src)));
     store(dst, _mm256_castsi256_ps(_mm256_slli_epi32(half, 16)));
   }
   static void store8_from_fp16(float* dst, const char* src) {

@@ -57,8 +57,8 @@ struct V {
     for (int i = 0; i < kLanes; ++i) {
       const int32_t bits = static_cast<int32_t>(bits_from_float(p[i]));
       const int32_t clamped = bits > kCompressMin ? bits : kCompressMin;
-      dst[i] = static_cast<uint16_t>(static_cast<uint32_t>(clamped - kCompressOffset) >>
-                                     kCompressShift);
+      dst[i] =
+          static_cast<uint16_t>(static_cast<uint32_t>(clamped - kCompressOffset) >> kCompressShift);
     }
   }
   static Reg expand(const uint16_t* src) {
@@ -84,7 +84,5 @@ struct V {
   // A cast between vectors of one size keeps the bits.
   static Int as_int(Reg a) { return (Int)a; }
   static Reg pick(Int mask, Reg a, Reg b) { return mask ? a : b; }
-  static Reg power_of_two(Int n) {
-    return (Reg)((n + 127) << 23);
-  }
+  static Reg power_of_two(Int n) { return (Reg)((n + 127) << 23); }
 };

@@ -2,9 +2,8 @@
 // Included inside an anonymous namespace: nothing here may be shared between instruction sets.
 //
 // V offers: Reg, kLanes, load, store, set1, zero, add, sub, mul, max, fma, fms, exp2, any_greater,
-// finite_or_zero, compress, expand, store8_from_bf16, store8_from_fp16, and kGemmRows / kGemmKeys, the
-// register tile of the gemm.
-
+// finite_or_zero, compress, expand, store8_from_bf16, store8_from_fp16, and kGemmRows / kGemmKeys,
+// the register tile of the gemm.
 
 // Row maxima are kept lazily: they move only when a tile exceeds them by this much (a power of two
 // exponent), which spares almost every rescale; sums then stay below 2^kLazy * N.
@@ -77,7 +76,8 @@ void gemm_steps(const Operand& left, const void* right, float* c, int n, int row
     // The whole row group in registers; more keys per block where there are fewer rows.
     switch (rows / 16) {
       case 1:
-        return gemm_columns<Dot, V::kGemmRows, V::kGemmKeys>(left, b, c, n, rows, steps, accumulate);
+        return gemm_columns<Dot, V::kGemmRows, V::kGemmKeys>(left, b, c, n, rows, steps,
+                                                             accumulate);
       case 2:
         return gemm_columns<Dot, 2, 12>(left, b, c, n, rows, steps, accumulate);
       case 3:

@@ -1,13 +1,14 @@
-// The tile operations a CPU instruction set has to offer; the rooms (attention.cpp, scores.cpp, ...)
-// are written once on top of them.
+// The tile operations a CPU instruction set has to offer; the rooms (attention.cpp, scores.cpp,
+// ...) are written once on top of them.
 //
 // Layout. One tile holds up to kKeyTile keys and one *row group* of up to kRowGroup query rows (the
 // L observation rows of the G query heads that share a KV head, folded together). Query rows lie in
 // the vector lanes: a logits tile is s[key][row], so maxima and sums over keys need no horizontal
-// operation, K is read in its own layout (one broadcast per element) and only the small Q is packed.
+// operation, K is read in its own layout (one broadcast per element) and only the small Q is
+// packed.
 //
-// A row group is padded to a multiple of kRowAlign rows by repeating its first row; padded lanes get
-// lse = +inf, which makes their probability 0.
+// A row group is padded to a multiple of kRowAlign rows by repeating its first row; padded lanes
+// get lse = +inf, which makes their probability 0.
 #pragma once
 
 #include <cstdint>
@@ -69,8 +70,8 @@ struct VectorOps {
   void (*accumulate_columns)(const float* s, int n, int rows, float factor, const float* lse2,
                              float* columns);
 
-  // Probabilities in 16 bits, and the column sums of cached tiles (tile_cache.h): columns[j][lane] +=
-  // sum over row vectors of weights * p.
+  // Probabilities in 16 bits, and the column sums of cached tiles (tile_cache.h): columns[j][lane]
+  // += sum over row vectors of weights * p.
   void (*compress)(const float* p, int64_t count, uint16_t* out);
   void (*accumulate_weighted_columns)(const void* p, int n, int rows, const float* weights,
                                       float* columns);

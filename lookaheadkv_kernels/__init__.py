@@ -1,0 +1,41 @@
+"""LookaheadKV kernels: score a prompt's KV cache with lookahead rows, evict what they do not need.
+
+Importing the package loads the compiled op library, which registers ``torch.ops.lookaheadkv``;
+the functions below are thin forwards to those ops.
+"""
+
+from . import _library
+
+_library.load()
+
+# The rest needs the registered ops; the first two add fake kernels and gradients to them.
+from . import _autograd, _fake  # noqa: E402, F401
+from ._version import __version__  # noqa: E402
+from .backend import available_backends, backend_for, set_backend  # noqa: E402
+from .ops import (  # noqa: E402
+    Attention,
+    Evicted,
+    KeyValue,
+    column_scores,
+    gather_kv,
+    lookahead_attention,
+    prefill_attention,
+    score_and_evict,
+    select,
+)
+
+__all__ = [
+    "Attention",
+    "Evicted",
+    "KeyValue",
+    "__version__",
+    "available_backends",
+    "backend_for",
+    "column_scores",
+    "gather_kv",
+    "lookahead_attention",
+    "prefill_attention",
+    "score_and_evict",
+    "select",
+    "set_backend",
+]

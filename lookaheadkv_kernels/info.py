@@ -1,0 +1,78 @@
+"""Facts about this installation and this machine, as ``lookaheadkv info`` prints them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from ._library import library_path
+from ._version import __version__
+from .backend import ENVIRONMENT_VARIABLE, available_backends
+
+
+def supported_isas() -> tuple[str, ...]:
+    """Instruction sets that the CPU kernels can use on this machine, best first."""
+    names = _call_library("lookaheadkv_cpu_supported_isas")
+    assert names is not None
+    return tuple(names.split(","))
+
+
+def active_isa() -> str:
+    """Instruction set that the CPU kernels use now.
+
+    Raises:
+        RuntimeError: ``LOOKAHEADKV_CPU_ISA`` names one that is unknown or cannot run here.
+    """
+    name = _call_library("lookaheadkv_cpu_active_isa")
+    if name is None:
+        raise RuntimeError(
+            f"LOOKAHEADKV_CPU_ISA must be one of {', '.join(supported_isas())} on this machine, "
+            f"got {os.environ.get('LOOKAHEADKV_CPU_ISA')}"
+        )
+    return name
+
+
+def collect() -> dict[str, str]:
+    """Label -> value, in the order they are printed."""
+    try:
+        active = active_isa()
+    except RuntimeError as error:
+        active = f"none ({error})"
+    facts = {
+        "version": __version__,
+        "backends": ", ".join(available_backends()),
+        "backend asked for": os.environ.get(ENVIRONMENT_VARIABLE) or "none (chosen by device)",
+        "CPU ISA in use": active,
+        "CPU ISAs supported": ", ".join(supported_isas()),
+        "CPU": cpu_model(),
+        "CPU threads": str(torch.get_num_threads()),
+        "torch": torch.__version__,
+        "Python": platform.python_version(),
+        "CUDA of torch": torch.version.cuda or "none (CPU-only torch)",
+        "op library": str(library_path("cpu").parent),
+    }
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        facts[f"cuda:{index}"] = (
+            f"{device.name}, compute capability {device.major}.{device.minor}, "
+            f"{device.multi_processor_count} SMs, {device.total_memory / 2**30:.0f} GiB"
+        )
+    return facts
+
+
+def _call_library(name: str) -> str | None:
+    function = getattr(ctypes.CDLL(str(library_path("cpu"))), name)
+    function.restype = ctypes.c_char_p
+    result: bytes | None = function()
+    return result.decode() if result is not None else None
+
+
+def cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
