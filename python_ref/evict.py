@@ -50,9 +50,7 @@ def score_and_evict(
     the budget. Without it (lookahead tokens) they are dropped.
     """
     rows, prompt = query.shape[2], key.shape[2] - query.shape[2]
-    scores = column_scores(
-        query, key, lse, scale=scale, leftpad_k=leftpad_k, seqused_k=seqused_k
-    )
+    scores = column_scores(query, key, lse, scale=scale, leftpad_k=leftpad_k, seqused_k=seqused_k)
     indices = select(
         scores,
         budget - rows if keep_observation else budget,

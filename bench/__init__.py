@@ -1,0 +1,1 @@
+"""Latency suite: `pytest bench/` (pytest-benchmark); `python -m bench.bars` prints the bars."""
