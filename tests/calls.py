@@ -1,0 +1,83 @@
+"""Sample calls of every op, for the tests that treat all ops alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from helpers import lengths, make_inputs
+from torch import Tensor
+
+import lookaheadkv_kernels  # noqa: F401  (registers the ops)
+
+OPS = torch.ops.lookaheadkv
+
+Call = tuple[torch._ops.OpOverload, tuple[Any, ...], dict[str, Any]]
+
+
+def sample_calls(dtype: torch.dtype, device: torch.device | str) -> dict[str, Call]:
+    """Every op, without and with its optional arguments."""
+    inputs = make_inputs(batch=2, prompt=40, dim=16, dtype=dtype, device=device)
+    query, key, value = inputs
+    strided = make_inputs(
+        batch=2, heads=6, kv_heads=3, prompt=33, dim=24, dtype=dtype, layout="packed", device=device
+    )
+    padding = {
+        "leftpad_k": lengths(0, 3, device=device),
+        "seqused_k": lengths(40, 9, device=device),
+    }
+    lse = OPS.lookahead_attention(*inputs)[1]
+    grad = torch.randn(2, 2, 40, device=device)
+    scores = torch.randn(2, 2, 40, device=device)
+    indices = OPS.select(scores, 12, **padding)
+    whole = make_inputs(prompt=0, rows=30, dim=16, dtype=dtype, device=device)
+    pins = {"pool_kernel": 3, "num_sink": 1, "num_recent": 2}
+    return {
+        "lookahead_attention": (OPS.lookahead_attention.default, tuple(inputs), {}),
+        "lookahead_attention strided": (OPS.lookahead_attention.default, tuple(strided), {}),
+        "lookahead_attention padded": (
+            OPS.lookahead_attention.default,
+            tuple(inputs),
+            {"scale": 0.3, **padding},
+        ),
+        "column_scores": (OPS.column_scores.default, (query, key), {}),
+        "column_scores lse": (OPS.column_scores.default, (query, key, lse), {}),
+        "column_scores strided": (OPS.column_scores.default, tuple(strided)[:2], {}),
+        "column_scores padded": (
+            OPS.column_scores.default,
+            (query, key),
+            {"scale": 0.3, **padding},
+        ),
+        "column_scores_backward": (OPS.column_scores_backward.default, (grad, query, key), {}),
+        "column_scores_backward lse": (
+            OPS.column_scores_backward.default,
+            (grad, query, key, lse),
+            {"scale": None, **padding},
+        ),
+        "prefill_attention": (OPS.prefill_attention.default, (*whole, 7), {}),
+        "prefill_attention scaled": (OPS.prefill_attention.default, (*whole, 30), {"scale": 0.1}),
+        "select": (OPS.select.default, (scores, 12), {}),
+        "select padded": (OPS.select.default, (scores, 60), {**pins, **padding}),
+        "gather_kv": (OPS.gather_kv.default, (key, value, indices), {}),
+        "score_and_evict": (OPS.score_and_evict.default, (*inputs, 12), {}),
+        "score_and_evict all": (OPS.score_and_evict.default, (*inputs, 60), {}),
+        "score_and_evict strided": (
+            OPS.score_and_evict.default,
+            (*strided, 20),
+            {"keep_observation": True},
+        ),
+        "score_and_evict padded": (
+            OPS.score_and_evict.default,
+            (*inputs, 20),
+            {"lse": lse, "keep_observation": True, "scale": 0.3, **pins, **padding},
+        ),
+    }
+
+
+CALL_NAMES = tuple(sample_calls(torch.float32, "cpu"))
+
+
+def tensors_of(call: Call) -> list[Tensor]:
+    """The tensors a call passes."""
+    _, args, kwargs = call
+    return [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]

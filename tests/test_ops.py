@@ -1,0 +1,135 @@
+"""Kernels against float64 and eager PyTorch: every head ratio, row count, size and tile edge."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from accuracy import check_everything
+from helpers import DTYPES, assert_accurate, make_inputs
+
+import lookaheadkv_kernels as lk
+from bench.peers.eager import eager_attention, eager_scores
+from lookaheadkv_kernels import python_ref
+
+GROUPS = (1, 2, 3, 4, 5, 7, 8)
+ROWS = (1, 5, 32, 33)
+# Edges of SIMD vectors, key tiles (96) and the smallest chunks (8 tiles), one short and one past.
+# Both N and S = N + 5 meet each edge.
+EDGES = (0, 16, 64, 96, 192, 768, 1536)
+ROWS_AT_EDGES = 5
+PROMPTS = sorted(
+    {
+        edge + shift - cut
+        for edge in EDGES
+        for shift in (-1, 0, 1)
+        for cut in (0, ROWS_AT_EDGES)
+        if edge + shift - cut >= 0
+    }
+)
+DIMS = (8, 16, 24, 40, 64, 72, 80, 96, 112, 128, 192, 256)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("group", GROUPS)
+def test_head_ratio_and_rows(group, rows, dtype, device):
+    inputs = make_inputs(
+        batch=2,
+        heads=2 * group,
+        kv_heads=2,
+        prompt=203,
+        rows=rows,
+        dim=32,
+        dtype=dtype,
+        device=device,
+    )
+    check_everything(inputs, 40)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_tile_edges(prompt, dtype, device):
+    inputs = make_inputs(
+        heads=3, kv_heads=1, prompt=prompt, rows=ROWS_AT_EDGES, dim=16, dtype=dtype, device=device
+    )
+    check_everything(inputs, max(1, prompt // 3))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dim", DIMS)
+def test_head_dim(dim, dtype, device):
+    """In contiguous storage; test_evict.py holds every other layout to these bits."""
+    inputs = make_inputs(
+        batch=2, heads=6, kv_heads=3, prompt=130, dim=dim, dtype=dtype, device=device
+    )
+    check_everything(inputs, 31)
+
+
+@pytest.mark.parametrize("prompt", [10_000, 45_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_long_prompt(dtype, prompt, device):
+    """More tiles than any cache between the two sweeps over the keys holds."""
+    inputs = make_inputs(
+        heads=8, kv_heads=1, prompt=prompt, rows=32, dim=8, dtype=dtype, device=device
+    )
+    check_everything(inputs, 500)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_llama_layer(dtype, device):
+    """Llama-3.1-8B's heads, a few chunks of keys."""
+    inputs = make_inputs(
+        heads=32, kv_heads=8, prompt=1700, rows=32, dim=128, dtype=dtype, device=device
+    )
+    check_everything(inputs, 256)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.02, 0.5, -0.3])
+def test_scale(scale, device):
+    inputs = make_inputs(prompt=300, device=device)
+    result = lk.lookahead_attention(*inputs, scale=scale)
+    reference = python_ref.lookahead_attention(*inputs.double(), scale=scale)
+    for actual, exact in zip(result, reference, strict=True):
+        assert_accurate(actual, actual, exact, torch.float32)
+    scores = lk.score_and_evict(*inputs, 9, scale=scale).scores
+    assert_accurate(scores, scores, reference[2], torch.float32)
+
+
+def test_logits_beyond_exp_range(device):
+    """Logits of +-thousands: no overflow, and the largest still wins."""
+    inputs = make_inputs(prompt=300, dim=16, device=device)
+    inputs.key[:, :, 123] *= 50
+    result = lk.lookahead_attention(*inputs, scale=60.0)
+    reference = python_ref.lookahead_attention(*inputs.double(), scale=60.0)
+    # The logits themselves carry float32 rounding of this size, and exp turns it into relative
+    # error of the probabilities.
+    rounding = float(reference[1].abs().max()) * torch.finfo(torch.float32).eps * 8
+    for actual, exact in zip(result, reference, strict=True):
+        assert torch.isfinite(actual).all()
+        torch.testing.assert_close(actual.double(), exact, rtol=rounding, atol=rounding)
+
+
+@pytest.mark.parametrize("batch, prompt", [(0, 50), (2, 0), (0, 0)])
+def test_nothing_to_score(batch, prompt, device):
+    inputs = make_inputs(batch=batch, prompt=prompt, device=device)
+    check_everything(inputs, 4)
+    evicted = lk.score_and_evict(*inputs, 4)
+    assert evicted.key.shape == (batch, 2, min(4, prompt), 64)
+    assert evicted.scores.shape == (batch, 2, prompt)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["bhsd", "bshd"])
+@pytest.mark.parametrize("positions, rows", [(1, 1), (33, 33), (150, 7), (97, 32)])
+def test_prefill_attention(positions, rows, layout, dtype, device):
+    inputs = make_inputs(
+        batch=2, heads=6, prompt=0, rows=positions, dim=40, dtype=dtype, layout=layout, device=device
+    )
+    result = lk.prefill_attention(*inputs, rows)
+    reference = python_ref.prefill_attention(*inputs.double(), rows)
+    eager = python_ref.prefill_attention(*inputs, rows)[1]
+    last = inputs.query[:, :, positions - rows :]
+    assert result.out.is_contiguous() and result.out.dtype == dtype
+    assert_accurate(result.out, eager_attention(*inputs), reference[0], dtype)
+    assert_accurate(result.lse, eager, reference[1], dtype)
+    assert_accurate(result.scores, eager_scores(last, inputs.key), reference[2], dtype)

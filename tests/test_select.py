@@ -1,0 +1,149 @@
+"""select: exactly the reference's positions, on every kind of score row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from helpers import assert_bitwise, lengths
+from torch import Tensor
+
+import lookaheadkv_kernels as lk
+from lookaheadkv_kernels import python_ref
+
+SPECIAL = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, 1e-45, -1e-45, 3e38])
+
+
+def quantised(batch: int, heads: int, length: int) -> Tensor:
+    """Few distinct values: almost every comparison is a tie."""
+    return torch.randint(0, 4, (batch, heads, length)).float()
+
+
+def softmaxed(batch: int, heads: int, length: int) -> Tensor:
+    return torch.softmax(4 * torch.randn(batch, heads, length), -1) if length else torch.zeros(
+        batch, heads, 0
+    )
+
+
+def special(batch: int, heads: int, length: int) -> Tensor:
+    return SPECIAL[torch.randint(0, len(SPECIAL), (batch, heads, length))]
+
+
+def neighbours(batch: int, heads: int, length: int) -> Tensor:
+    """Floats one bit apart, in random order: any lost bit of the key shows."""
+    bits = torch.rand(batch, heads, length).argsort(-1).int() + 0x3A000000
+    return bits.view(torch.float32)
+
+
+def equal(batch: int, heads: int, length: int) -> Tensor:
+    return torch.full((batch, heads, length), 0.25)
+
+
+def rising(batch: int, heads: int, length: int) -> Tensor:
+    """Every entry beats all before it."""
+    return torch.arange(length, dtype=torch.float32).expand(batch, heads, length)
+
+
+ROWS: list[Callable[[int, int, int], Tensor]] = [
+    torch.randn,
+    softmaxed,
+    quantised,
+    special,
+    neighbours,
+    equal,
+    rising,
+]
+
+
+def check(scores: Tensor, budget: int, **options: object) -> Tensor:
+    indices = lk.select(scores, budget, **options)
+    assert_bitwise(indices, python_ref.select(scores, budget, **options))
+    return indices
+
+
+@pytest.mark.parametrize("pool_kernel", [1, 7])
+@pytest.mark.parametrize("length, budget", [(1, 1), (9, 4), (96, 95), (1000, 64), (5000, 700)])
+@pytest.mark.parametrize("make", ROWS, ids=lambda make: make.__name__)
+def test_kinds_of_rows(make, length, budget, pool_kernel, device):
+    check(make(2, 2, length).to(device), budget, pool_kernel=pool_kernel)
+
+
+@pytest.mark.parametrize("budget", [1, 2, 15, 16, 17, 199, 200, 201, 10**6, 2**62])
+def test_budgets(budget, device):
+    indices = check(torch.randn(1, 3, 200, device=device), budget)
+    assert indices.shape == (1, 3, min(budget, 200))
+
+
+@pytest.mark.parametrize("pool_kernel", [1, 3, 5, 7, 9, 31, 63, 65, 101, 257])
+@pytest.mark.parametrize("make", [softmaxed, special], ids=lambda make: make.__name__)
+def test_pool_kernels(make, pool_kernel, device):
+    for length in (1, 2, 50, 100, 300):
+        check(make(1, 2, length).to(device), 20, pool_kernel=pool_kernel)
+
+
+def test_pool_wider_than_any_row(device):
+    scores = torch.randn(1, 1, 30, device=device)
+    assert check(scores, 5, pool_kernel=1001).tolist() == [[[0, 1, 2, 3, 4]]]
+    assert lk.select(scores, 5, pool_kernel=2**62 + 1).tolist() == [[[0, 1, 2, 3, 4]]]
+
+
+@pytest.mark.parametrize("num_sink, num_recent", [(4, 0), (0, 16), (4, 16), (20, 20), (3, 500)])
+def test_pins(num_sink, num_recent, device):
+    for length in (10, 40, 41, 300):
+        for make in (softmaxed, quantised):
+            check(
+                make(2, 2, length).to(device),
+                max(40, num_sink + num_recent),
+                num_sink=num_sink,
+                num_recent=num_recent,
+            )
+
+
+def test_pinned_entries_that_overlap(device):
+    """Fewer valid positions than sinks and recents ask for: each is kept once."""
+    scores = torch.randn(1, 1, 12, device=device)
+    indices = check(scores, 18, num_sink=9, num_recent=9)
+    assert indices.tolist() == [[list(range(12))]]
+
+
+@pytest.mark.parametrize("pins", [{}, {"num_sink": 2, "num_recent": 3}], ids=str)
+@pytest.mark.parametrize("make", [softmaxed, quantised, special], ids=lambda make: make.__name__)
+def test_padding(make, pins, device):
+    scores = make(6, 2, 120).to(device)
+    first = lengths(0, 7, 0, 50, 60, 120, device=device)
+    last = lengths(120, 120, 33, 52, 60, 120, device=device)
+    for budget in (5, 40, 119, 200):
+        check(scores, budget, leftpad_k=first, **pins)
+        check(scores, budget, seqused_k=last, **pins)
+        indices = check(scores, budget, leftpad_k=first, seqused_k=last, **pins)
+        assert (indices[4:] == -1).all()
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 10), (2, 0, 10), (2, 2, 0)])
+def test_empty(shape, device):
+    indices = lk.select(torch.zeros(shape, device=device), 4)
+    assert indices.shape == (shape[0], shape[1], min(4, shape[2]))
+    assert indices.dtype == torch.int32
+
+
+def test_any_strides(device):
+    scores = torch.randn(2, 3, 400, device=device)
+    expected = python_ref.select(scores, 30)
+    for strided in (
+        scores.permute(2, 0, 1).contiguous().permute(1, 2, 0),
+        scores.repeat_interleave(2, dim=-1)[..., ::2],
+        torch.cat([scores, scores], -1)[..., :400],
+    ):
+        assert not strided.is_contiguous()
+        assert_bitwise(lk.select(strided, 30), expected)
+    expanded = scores[:, :1].expand(2, 3, 400)
+    assert_bitwise(lk.select(expanded, 30), expected[:, :1].expand(2, 3, 30))
+
+
+def test_long_row(device):
+    """Longer than any cache level of a candidate buffer, with ties across the cut."""
+    scores = quantised(1, 1, 300_000).to(device)
+    check(scores, 50_000, pool_kernel=1)
+    check(softmaxed(1, 1, 300_000).to(device), 2048)
