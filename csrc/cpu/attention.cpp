@@ -188,7 +188,7 @@ void AttentionSweep::run(int64_t begin, int64_t end, const TileCache* cache) con
   const int64_t first = begin * queries_.per_head();
   const int64_t blocks = (end - begin) * queries_.per_head();
   if (chunks_ == 1) {
-    executor_.run(blocks, [&](int64_t task, int64_t stop) {
+    executor_.run(blocks, 1, [&](int64_t task, int64_t stop) {
       Worker worker(*this, cache);
       Buffer<float> buffer(partial_size_);
       for (; task < stop; ++task) {
@@ -199,13 +199,13 @@ void AttentionSweep::run(int64_t begin, int64_t end, const TileCache* cache) con
     return;
   }
   Buffer<float> partials(blocks * chunks_ * partial_size_);
-  executor_.run(blocks * chunks_, [&](int64_t task, int64_t stop) {
+  executor_.run(blocks * chunks_, 1, [&](int64_t task, int64_t stop) {
     Worker worker(*this, cache);
     for (; task < stop; ++task) {
       worker.run(first + task / chunks_, task % chunks_, partial(partials + task * partial_size_));
     }
   });
-  executor_.run(blocks, [&](int64_t task, int64_t stop) {
+  executor_.run(blocks, grain(chunks_ * partial_size_), [&](int64_t task, int64_t stop) {
     for (; task < stop; ++task) {
       combine(queries_.block(first + task), partials + task * chunks_ * partial_size_);
     }

@@ -14,11 +14,13 @@
 namespace lookaheadkv::cpu {
 
 // Runs body(begin, end) over disjoint ranges that cover [0, tasks), possibly in parallel, and
-// returns when all are done. An exception thrown by a body reaches the caller.
+// returns when all are done. A thread is woken for no less than `grain` tasks: waiting for one
+// costs more than a small copy. An exception thrown by a body reaches the caller.
 class Executor {
  public:
   virtual ~Executor() = default;
-  virtual void run(int64_t tasks, const std::function<void(int64_t, int64_t)>& body) const = 0;
+  virtual void run(int64_t tasks, int64_t grain,
+                   const std::function<void(int64_t, int64_t)>& body) const = 0;
 };
 
 // --- attention (attention.cpp)

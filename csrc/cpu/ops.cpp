@@ -16,8 +16,9 @@ namespace {
 
 class TorchExecutor final : public Executor {
  public:
-  void run(int64_t tasks, const std::function<void(int64_t, int64_t)>& body) const override {
-    if (tasks > 0) torch::stable::parallel_for(0, tasks, 1, body);
+  void run(int64_t tasks, int64_t grain,
+           const std::function<void(int64_t, int64_t)>& body) const override {
+    if (tasks > 0) torch::stable::parallel_for(0, tasks, grain, body);
   }
 };
 const TorchExecutor kExecutor;

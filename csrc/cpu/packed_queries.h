@@ -19,7 +19,7 @@ class PackedQueries {
         rows_(RowBlock{0, 0, 0, queries_, problem.group()}.padded_rows()),
         size_(rows_ * round_up(problem.head_dim, kDimAlign)),
         packed_(heads() * per_head_ * size_) {
-    executor.run(heads() * per_head_, [&](int64_t begin, int64_t end) {
+    executor.run(heads() * per_head_, grain(size_), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         pack_rows(block(i), query, ops, problem.head_dim, packed_ + i * size_);
       }

@@ -38,7 +38,7 @@ class ScoreSweep {
 
   // The KV heads [begin, end); tiles the cache holds are taken from it.
   void run(int64_t begin, int64_t end, const TileCache* cache) const {
-    executor_.run((end - begin) * chunks_, [&](int64_t task, int64_t stop) {
+    executor_.run((end - begin) * chunks_, 1, [&](int64_t task, int64_t stop) {
       Worker worker(*this, cache);
       for (; task < stop; ++task) worker.run(begin + task / chunks_, task % chunks_);
     });

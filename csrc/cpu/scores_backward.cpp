@@ -202,14 +202,14 @@ void column_scores_backward(const Problem& problem, const TensorView& query, con
 
   // Padded prompt keys are visited by nobody: their gradient is this zero.
   std::memset(grad_key, 0, static_cast<size_t>(heads * keys * d * element_size(key.dtype)));
-  executor.run(heads * chunks, [&](int64_t begin, int64_t end) {
+  executor.run(heads * chunks, 1, [&](int64_t begin, int64_t end) {
     Backward backward(problem, key, lse, grad_scores, queries, float_query.view(), isa);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t first = task % chunks * chunk;
       backward.delta(task / chunks, first, std::min(first + chunk, keys), deltas + task * rows);
     }
   });
-  executor.run(heads, [&](int64_t begin, int64_t end) {
+  executor.run(heads, grain(chunks * rows), [&](int64_t begin, int64_t end) {
     for (int64_t head = begin; head < end; ++head) {
       float* total = deltas + head * chunks * rows;
       for (int64_t c = 1; c < chunks; ++c) {
@@ -217,7 +217,7 @@ void column_scores_backward(const Problem& problem, const TensorView& query, con
       }
     }
   });
-  executor.run(heads * chunks, [&](int64_t begin, int64_t end) {
+  executor.run(heads * chunks, 1, [&](int64_t begin, int64_t end) {
     Backward backward(problem, key, lse, grad_scores, queries, float_query.view(), isa);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t head = task / chunks, first = task % chunks * chunk;
@@ -227,7 +227,7 @@ void column_scores_backward(const Problem& problem, const TensorView& query, con
                          acc, grad_key);
     }
   });
-  executor.run(heads, [&](int64_t begin, int64_t end) {
+  executor.run(heads, grain(chunks * acc_size), [&](int64_t begin, int64_t end) {
     for (int64_t head = begin; head < end; ++head) {
       const RowBlock block = queries.block(head);
       for (int64_t r = 0; r < block.rows(); ++r) {

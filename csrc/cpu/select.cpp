@@ -11,6 +11,7 @@
 #include "cpu/buffer.h"
 #include "cpu/isa/tile_ops.h"
 #include "cpu/kernels.h"
+#include "cpu/splits.h"
 
 namespace lookaheadkv::cpu {
 
@@ -168,19 +169,21 @@ class RowSelector {
 void select(const Problem& problem, const float* scores, const SelectOptions& options,
             int32_t* indices, const Executor& executor) {
   const int64_t kept = std::min(options.budget, problem.num_prompt) + options.append_rows;
-  executor.run(problem.batch * problem.num_kv_heads, [&](int64_t begin, int64_t end) {
-    RowSelector selector(options, problem.num_prompt);
-    for (int64_t row = begin; row < end; ++row) {
-      const KeyRange valid = valid_keys(problem.leftpad_k, problem.seqused_k,
-                                        row / problem.num_kv_heads, problem.num_prompt);
-      int32_t* out = indices + row * kept;
-      int32_t* at = selector.run(scores + row * problem.num_prompt, valid, out);
-      for (int64_t i = 0; i < options.append_rows; ++i) {
-        *at++ = static_cast<int32_t>(problem.num_prompt + i);
-      }
-      std::fill(at, out + kept, -1);
-    }
-  });
+  executor.run(problem.batch * problem.num_kv_heads, grain(problem.num_prompt),
+               [&](int64_t begin, int64_t end) {
+                 RowSelector selector(options, problem.num_prompt);
+                 for (int64_t row = begin; row < end; ++row) {
+                   const KeyRange valid =
+                       valid_keys(problem.leftpad_k, problem.seqused_k, row / problem.num_kv_heads,
+                                  problem.num_prompt);
+                   int32_t* out = indices + row * kept;
+                   int32_t* at = selector.run(scores + row * problem.num_prompt, valid, out);
+                   for (int64_t i = 0; i < options.append_rows; ++i) {
+                     *at++ = static_cast<int32_t>(problem.num_prompt + i);
+                   }
+                   std::fill(at, out + kept, -1);
+                 }
+               });
 }
 
 }  // namespace lookaheadkv::cpu

@@ -13,6 +13,13 @@ namespace lookaheadkv::cpu {
 constexpr int64_t kWantedTasks = 256;
 constexpr int64_t kMinChunkTiles = 8;  // below this the start-up of a task shows
 
+// Tasks worth waking a thread for when each touches `elements` elements once (copying, packing,
+// comparing); tasks that multiply matrices have a grain of 1.
+constexpr int64_t grain(int64_t elements) {
+  constexpr int64_t kElementsPerThread = 64 * 1024;  // some 20 us
+  return std::max<int64_t>(1, kElementsPerThread / std::max<int64_t>(1, elements));
+}
+
 // Prompt keys per task when each of `rows` independent units of work sweeps `num_prompt` keys; a
 // multiple of kKeyTile.
 constexpr int64_t keys_per_chunk(int64_t num_prompt, int64_t units, int64_t wanted_tasks) {

@@ -20,8 +20,9 @@ int64_t usable_cpus() {
   return std::max<int64_t>(1, std::thread::hardware_concurrency());
 }
 
-void ThreadExecutor::run(int64_t tasks, const std::function<void(int64_t, int64_t)>& body) const {
-  const int64_t parts = std::min(tasks, num_threads_);
+void ThreadExecutor::run(int64_t tasks, int64_t grain,
+                         const std::function<void(int64_t, int64_t)>& body) const {
+  const int64_t parts = std::min((tasks + grain - 1) / grain, num_threads_);
   if (parts < 1) return;
   std::vector<std::exception_ptr> errors(parts);
   const auto run_part = [&](int64_t part) {

@@ -31,13 +31,15 @@ void check(bool ok, const std::string& what) {
 // Ranges of three tasks each, in reverse: results must not depend on how tasks are handed out.
 class ReverseExecutor final : public Executor {
  public:
-  void run(int64_t tasks, const std::function<void(int64_t, int64_t)>& body) const override {
+  void run(int64_t tasks, int64_t,
+           const std::function<void(int64_t, int64_t)>& body) const override {
     for (int64_t end = tasks; end > 0; end -= 3) body(std::max<int64_t>(0, end - 3), end);
   }
 };
 class SerialExecutor final : public Executor {
  public:
-  void run(int64_t tasks, const std::function<void(int64_t, int64_t)>& body) const override {
+  void run(int64_t tasks, int64_t,
+           const std::function<void(int64_t, int64_t)>& body) const override {
     if (tasks > 0) body(0, tasks);
   }
 };
@@ -355,6 +357,7 @@ void check_splits() {
     for (int64_t i = 0; i < count; ++i) seen[folded(i, count)] += 1;
     check(std::all_of(seen.begin(), seen.end(), [](int n) { return n == 1; }), "folding permutes");
   }
+  check(grain(1) == 64 * 1024 && grain(int64_t{1} << 40) == 1, "grain");
   check(queries_per_block(4, 32, 256) == 32 && queries_per_block(300, 32, 256) == 1 &&
             queries_per_block(1, 5000, 256) == 256,
         "queries per block");
