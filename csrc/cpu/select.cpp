@@ -1,10 +1,10 @@
-// Room 3. Pool and Top-K of one row of scores in a single pass over it.
+// Room 3. Pool and exact Top-K of one row of scores.
 //
-// Scores become unsigned rank keys (select_keys.h); a block of keys is pooled in L1 and compared
-// with the worst candidate so far, which almost always settles the whole block. What passes is
-// appended as (key, ~position), so that one integer order means "larger score first, then smaller
-// position"; when the candidate list is full it is cut back to the budget. Exact for any input,
-// O(N) whatever the order of the scores.
+// Scores become unsigned rank keys (select_keys.h), pooled block by block in L1. The maxima of
+// disjoint groups of keys give a bound for free: if at least `budget` groups have a maximum >= t,
+// the budget-th largest key is >= t. Only the few keys that reach the bound become candidates (key,
+// ~position), where one integer order means "larger score first, then smaller position";
+// nth_element settles the rest. Exact for any input, O(N).
 #include <algorithm>
 #include <cstring>
 
@@ -17,65 +17,45 @@ namespace lookaheadkv::cpu {
 
 namespace {
 
-constexpr int64_t kBlock = 1024;  // pooled at once, stays in L1
-constexpr int64_t kProbe = 32;    // compared with the threshold at once
+constexpr int64_t kBlock = 1024;       // keys pooled at once, stays in L1
+constexpr int64_t kProbe = 32;         // keys compared with the bound at once
+constexpr int64_t kGroupsPerKept = 4;  // more groups: a tighter bound, but a longer search for it
 
-// The best `budget` of a stream of keys, fed in ascending position.
+// The best `budget` of a row of keys.
 class TopK {
  public:
-  explicit TopK(int64_t max_budget)
-      : capacity_(2 * std::max<int64_t>(max_budget, kProbe)), candidates_(capacity_) {}
+  explicit TopK(int64_t max_count) : maxima_(max_count), candidates_(max_count) {}
 
-  void reset(int64_t budget) {
-    budget_ = budget;
-    count_ = 0;
-    threshold_ = 0;
-    full_ = false;
-  }
-
-  // Keys of positions first .. first + count - 1.
-  void feed(const Isa& isa, const uint32_t* keys, int64_t count, int64_t first) {
-    for (int64_t at = 0; at < count; at += kProbe) {
-      const int64_t n = std::min(kProbe, count - at);
-      // Once `budget` candidates are known an equal key at a later position loses the tie.
-      if (full_ && !isa.vector.any_greater(keys + at, n, threshold_)) continue;
-      for (int64_t i = at; i < at + n; ++i) {
-        if (!full_ || keys[i] > threshold_) push(keys[i], first + i);
-      }
-    }
-  }
-
-  // The kept positions in any order.
+  // Calls visit(position) for the kept ones of `count` keys, in any order; 0 < budget < count.
   template <class Visit>
-  void finish(const Visit& visit) {
-    if (count_ > budget_) cut();
-    for (int64_t i = 0; i < count_; ++i) {
-      visit(static_cast<int64_t>(~static_cast<uint32_t>(candidates_[i])));
+  void run(const Isa& isa, const uint32_t* keys, int64_t count, int64_t budget,
+           const Visit& visit) {
+    const uint32_t bound = lower_bound(isa, keys, count, budget);
+    const int64_t found = isa.vector.collect_keys(keys, count, bound, candidates_.get());
+    uint64_t* begin = candidates_.get();
+    std::nth_element(begin, begin + (budget - 1), begin + found, std::greater<uint64_t>());
+    for (int64_t i = 0; i < budget; ++i) {
+      visit(static_cast<int64_t>(~static_cast<uint32_t>(begin[i])));
     }
   }
 
  private:
-  void push(uint32_t key, int64_t position) {
-    if (count_ == capacity_) cut();
-    // Past a cut the caller's test may have used the old threshold: harmless, only more candidates.
-    candidates_[count_++] =
-        static_cast<uint64_t>(key) << 32 | static_cast<uint32_t>(~static_cast<uint32_t>(position));
+  // A key that at least `budget` of the keys reach.
+  uint32_t lower_bound(const Isa& isa, const uint32_t* keys, int64_t count, int64_t budget) {
+    const int64_t rows = std::max<int64_t>(1, count / (kGroupsPerKept * budget));
+    const int64_t segment = rows * kKeyLanes;
+    int64_t groups = 0;
+    for (int64_t at = 0; at + segment <= count; at += segment, groups += kKeyLanes) {
+      isa.vector.lane_max(keys + at, rows, maxima_ + groups);
+    }
+    if (groups < budget) return 0;
+    uint32_t* begin = maxima_.get();
+    std::nth_element(begin, begin + (budget - 1), begin + groups, std::greater<uint32_t>());
+    return begin[budget - 1];
   }
 
-  void cut() {
-    uint64_t* begin = candidates_.get();
-    std::nth_element(begin, begin + (budget_ - 1), begin + count_, std::greater<uint64_t>());
-    count_ = budget_;
-    threshold_ = static_cast<uint32_t>(begin[budget_ - 1] >> 32);
-    full_ = true;
-  }
-
-  const int64_t capacity_;
+  Buffer<uint32_t> maxima_;
   Buffer<uint64_t> candidates_;
-  int64_t budget_ = 0;
-  int64_t count_ = 0;
-  uint32_t threshold_ = 0;
-  bool full_ = false;
 };
 
 // A set of positions as bits: written in any order, read in ascending order.
@@ -109,10 +89,10 @@ class RowSelector {
       : options_(options),
         isa_(active()),
         half_(options.pool_kernel / 2),
-        topk_(std::min(options.budget, num_prompt)),
+        topk_(num_prompt),
         kept_(num_prompt),
         keys_(kBlock + 2 * std::min(half_, num_prompt)),
-        pooled_(kBlock) {}
+        pooled_(num_prompt) {}
 
   // Kept positions of the valid range of one row, ascending; returns the end of what was written.
   int32_t* run(const float* scores, KeyRange valid, int32_t* out) {
@@ -128,20 +108,19 @@ class RowSelector {
     for (int64_t i = free.end; i < valid.end; ++i) kept_.insert(i);
     const int64_t budget = options_.budget - options_.num_sink - options_.num_recent;
     if (budget > 0) {
-      topk_.reset(budget);
       for (int64_t at = free.begin; at < free.end; at += kBlock) {
-        const int64_t n = std::min(kBlock, free.end - at);
-        topk_.feed(isa_, pool(scores, valid, at, n), n, at);
+        pool(scores, valid, at, std::min(kBlock, free.end - at), pooled_ + (at - free.begin));
       }
-      topk_.finish([&](int64_t position) { kept_.insert(position); });
+      topk_.run(isa_, pooled_.get(), free.end - free.begin, budget,
+                [&](int64_t i) { kept_.insert(free.begin + i); });
     }
     return kept_.drain(out);
   }
 
  private:
-  // Pooled rank keys of positions at .. at + n - 1. Outside the valid range the key is 0, which
-  // wins no window; a kernel wider than the row is cut to it.
-  const uint32_t* pool(const float* scores, KeyRange valid, int64_t at, int64_t n) {
+  // out = pooled rank keys of positions at .. at + n - 1. Outside the valid range the key is 0,
+  // which wins no window; a kernel wider than the row is cut to it.
+  void pool(const float* scores, KeyRange valid, int64_t at, int64_t n, uint32_t* out) {
     const int64_t half = std::min(half_, valid.end - valid.begin);
     const int64_t first = std::max(at - half, valid.begin);
     const int64_t last = std::min(at + n + half, valid.end);
@@ -150,9 +129,7 @@ class RowSelector {
     std::fill(keys, keys + before, 0u);
     isa_.vector.rank_keys(scores + first, last - first, keys + before);
     std::fill(keys + before + (last - first), keys + n + 2 * half, 0u);
-    if (half == 0) return keys;
-    isa_.vector.window_max(keys, n, 2 * half + 1, pooled_.get());
-    return pooled_.get();
+    isa_.vector.window_max(keys, n, 2 * half + 1, out);
   }
 
   const SelectOptions& options_;

@@ -326,23 +326,55 @@ void softmax_jacobian(float* p, int n, int rows, const float* grad, const float*
 
 // ---- select
 
+inline uint32_t max_key(uint32_t a, uint32_t b) { return a > b ? a : b; }
+
 void rank_keys(const float* scores, int64_t count, uint32_t* keys) {
   for (int64_t i = 0; i < count; ++i) keys[i] = rank_key(scores[i]);
 }
 
 void window_max(const uint32_t* keys, int64_t count, int64_t window, uint32_t* out) {
+  if (window == 7) {  // the paper's
+    for (int64_t i = 0; i < count; ++i) {
+      const uint32_t* k = keys + i;
+      const uint32_t a = max_key(max_key(k[0], k[1]), max_key(k[2], k[3]));
+      const uint32_t b = max_key(max_key(k[4], k[5]), k[6]);
+      out[i] = max_key(a, b);
+    }
+    return;
+  }
   std::memcpy(out, keys, static_cast<size_t>(count) * sizeof(uint32_t));
   for (int64_t w = 1; w < window; ++w) {
-    for (int64_t i = 0; i < count; ++i) {
-      out[i] = out[i] > keys[i + w] ? out[i] : keys[i + w];
-    }
+    for (int64_t i = 0; i < count; ++i) out[i] = max_key(out[i], keys[i + w]);
   }
 }
 
-bool any_greater(const uint32_t* keys, int64_t count, uint32_t threshold) {
-  uint32_t best = 0;
-  for (int64_t i = 0; i < count; ++i) best = best > keys[i] ? best : keys[i];
-  return best > threshold;
+void lane_max(const uint32_t* keys, int64_t rows, uint32_t* out) {
+  uint32_t best[kKeyLanes];
+  std::memcpy(best, keys, sizeof(best));
+  for (int64_t row = 1; row < rows; ++row) {
+    for (int lane = 0; lane < kKeyLanes; ++lane) {
+      best[lane] = max_key(best[lane], keys[row * kKeyLanes + lane]);
+    }
+  }
+  std::memcpy(out, best, sizeof(best));
+}
+
+int64_t collect_keys(const uint32_t* keys, int64_t count, uint32_t bound, uint64_t* out) {
+  constexpr int64_t kProbe = 32;  // few keys reach the bound: most probes find none
+  int64_t found = 0;
+  for (int64_t at = 0; at < count; at += kProbe) {
+    const int64_t end = at + kProbe < count ? at + kProbe : count;
+    if (end - at == kProbe) {
+      uint32_t best = 0;
+      for (int64_t i = 0; i < kProbe; ++i) best = max_key(best, keys[at + i]);
+      if (best < bound) continue;
+    }
+    for (int64_t i = at; i < end; ++i) {
+      if (keys[i] < bound) continue;
+      out[found++] = static_cast<uint64_t>(keys[i]) << 32 | ~static_cast<uint32_t>(i);
+    }
+  }
+  return found;
 }
 
 constexpr VectorOps vector_ops() {
@@ -361,5 +393,6 @@ constexpr VectorOps vector_ops() {
           to_float,
           rank_keys,
           window_max,
-          any_greater};
+          lane_max,
+          collect_keys};
 }

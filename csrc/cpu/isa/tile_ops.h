@@ -22,6 +22,7 @@ constexpr int kRowGroup = 64;  // rows of one logits tile: four AVX-512 register
 constexpr int kRowAlign = 16;
 constexpr int kDimAlign = 32;  // packed operands are padded to this many head dims
 constexpr int kMaxLanes = 16;
+constexpr int kKeyLanes = 16;  // rank keys are compared this many at a time
 
 // The left operand of gemm. Step k of row i (one float, or a pair of bf16) starts at element
 // i * row_stride + k * col_stride, counted in floats or in single bf16.
@@ -104,8 +105,11 @@ struct VectorOps {
   // out[i] = max of keys[i .. i + window - 1], for i < count.
   void (*window_max)(const uint32_t* keys, int64_t count, int64_t window, uint32_t* out);
 
-  // Whether any of count keys is larger than threshold.
-  bool (*any_greater)(const uint32_t* keys, int64_t count, uint32_t threshold);
+  // out[lane] = max over rows of keys[row * kKeyLanes + lane].
+  void (*lane_max)(const uint32_t* keys, int64_t rows, uint32_t* out);
+
+  // Appends key << 32 | ~position for every key >= bound, in ascending position; returns how many.
+  int64_t (*collect_keys)(const uint32_t* keys, int64_t count, uint32_t bound, uint64_t* out);
 };
 
 struct Isa {
