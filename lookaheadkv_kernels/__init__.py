@@ -11,7 +11,12 @@ _library.load()
 # The rest needs the registered ops; the first two add fake kernels and gradients to them.
 from . import _autograd, _fake  # noqa: E402, F401
 from ._version import __version__  # noqa: E402
-from .backend import available_backends, backend_for, set_backend  # noqa: E402
+from .backend import (  # noqa: E402
+    available_backends,
+    backend_for,
+    check_environment,
+    set_backend,
+)
 from .ops import (  # noqa: E402
     Attention,
     Evicted,
@@ -39,3 +44,5 @@ __all__ = [
     "select",
     "set_backend",
 ]
+
+check_environment()

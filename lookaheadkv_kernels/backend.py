@@ -34,6 +34,17 @@ def set_backend(name: str | None) -> None:
     _chosen = name
 
 
+def check_environment() -> None:
+    """Called at import: a wish that cannot be met must not be passed over in silence.
+
+    Raises:
+        ValueError: ``LOOKAHEADKV_BACKEND`` holds an unknown name.
+        RuntimeError: the backend it names is not available in this process.
+    """
+    if asked := os.environ.get(ENVIRONMENT_VARIABLE):
+        _require_available(asked, ENVIRONMENT_VARIABLE)
+
+
 def backend_for(device: torch.device | str) -> str:
     """Name of the backend that serves tensors on ``device``.
 
