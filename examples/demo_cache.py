@@ -135,7 +135,7 @@ class ObservationTail:
 
     def __call__(
         self,
-        module: torch.nn.Module,
+        module: Any,  # the attention layer, which knows its layer_idx
         query: Tensor,  # [B, Hq, q, D]
         key: Tensor,  # [B, Hkv, S, D]
         value: Tensor,  # [B, Hkv, S, D]

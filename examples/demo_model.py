@@ -50,7 +50,7 @@ class Prefilled:
 class Answer:
     """What the model said, and how fast it decoded."""
 
-    text: str
+    text: str  # up to the first line break: this model seldom ends its turn by itself
     tokens_per_second: float
 
 
@@ -77,7 +77,7 @@ class ChatModel:
     @property
     def max_tokens(self) -> int:
         """The model's context length."""
-        return self.model.config.max_position_embeddings
+        return int(self.model.config.max_position_embeddings)
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a piece of text."""
@@ -87,7 +87,7 @@ class ChatModel:
         """Token ids of a chat: one user turn, and the assistant's as far as ``answer_start``."""
         chat = [{"role": "user", "content": user_message}]
         text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        return self.tokenizer(text + answer_start).input_ids
+        return list(self.tokenizer(text + answer_start).input_ids)
 
     @torch.inference_mode()
     def prefill(
@@ -131,4 +131,4 @@ class ChatModel:
         seconds = perf_counter() - start
         decoded = sequence.shape[1] - prompt.shape[1]
         text = self.tokenizer.decode(sequence[0, len(ids) :], skip_special_tokens=True)
-        return Answer(text.strip(), decoded / seconds)
+        return Answer(text.strip().partition("\n")[0], decoded / seconds)

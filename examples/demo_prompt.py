@@ -8,39 +8,45 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pydoc_data.topics import topics
 
-CITIES = (
-    "Paris Tokyo Cairo Lima Oslo Sydney Toronto Berlin Madrid Nairobi Seoul Dublin Havana Athens"
-).split()
-MIN_NEEDLES = 4  # so that the answer is never simply the only number of the text
-INSTRUCTION = "Read the text below. Some special magic numbers are hidden in it. Remember them."
+# Facts of different kinds: so small a model mixes up several of one kind, even with a full cache.
+FACTS = {
+    "favourite fruit of the queen": ("mango", "papaya", "cherry", "melon", "apricot", "coconut"),
+    "name of the captain's parrot": ("Oscar", "Ruby", "Felix", "Hugo", "Stella", "Bruno"),
+    "home town of the singer": ("Lisbon", "Oslo", "Cairo", "Dublin", "Havana", "Nairobi"),
+    "number of the hotel room": ("417", "862", "593", "728", "346", "951"),
+    "colour of the old piano": ("purple", "turquoise", "orange", "crimson", "silver", "pink"),
+    "month of the wedding": ("January", "April", "June", "August", "October", "December"),
+}
+MIN_NEEDLES = 4  # however few are asked for
+INSTRUCTION = "Read the text below. Some facts that do not belong are hidden in it. Remember them."
 
 
 @dataclass(frozen=True)
 class Needle:
     """A fact that is stated once, somewhere in the text."""
 
-    city: str
-    number: str  # seven digits
+    subject: str
+    value: str
     depth: float  # 0 = start of the text, 1 = its end
 
     @property
     def sentence(self) -> str:
         """The fact as the text states it."""
-        return f"The special magic number for {self.city} is: {self.number}."
+        return f"{self.answer_start} {self.value}."
 
     @property
     def question(self) -> str:
         """What is asked about it at the end of the prompt."""
-        return f"What is the special magic number for {self.city} mentioned in the text above?"
+        return f"What is the {self.subject}?"
 
     @property
     def answer_start(self) -> str:
-        """How the answer begins, as in the RULER benchmark: given, so that only the fact is left."""
-        return f"The special magic number for {self.city} mentioned in the text above is:"
+        """The answer up to the fact, which is given, as in the RULER benchmark."""
+        return f"The {self.subject} is"
 
     def answered_by(self, answer: str) -> bool:
-        """Whether ``answer`` states the number, however its digits are grouped."""
-        return self.number in re.sub(r"(?<=\d)[ ,.](?=\d)", "", answer)
+        """Whether ``answer`` states the fact, as a word of its own in any case."""
+        return re.search(rf"\b{re.escape(self.value)}\b", answer, re.IGNORECASE) is not None
 
 
 @dataclass(frozen=True)
@@ -70,16 +76,16 @@ def build_haystack(
 ) -> Haystack:
     """Prose of at least ``num_tokens`` tokens, needles at evenly spread depths, and the questions.
 
-    Everything but the text itself is drawn from ``seed``. ``ValueError`` for more questions than
-    there are cities, or a text longer than the prose at hand.
+    All is drawn from ``seed``. ``ValueError`` for more questions than there are facts, or for a
+    text longer than the prose at hand.
     """
-    if not 1 <= num_questions <= len(CITIES):
-        raise ValueError(f"questions must be in 1..{len(CITIES)}, got {num_questions}")
+    if not 1 <= num_questions <= len(FACTS):
+        raise ValueError(f"questions must be in 1..{len(FACTS)}, got {num_questions}")
     rng = random.Random(seed)
-    num_needles = max(MIN_NEEDLES, num_questions)
+    subjects = rng.sample(sorted(FACTS), max(MIN_NEEDLES, num_questions))
     needles = [
-        Needle(city, str(rng.randrange(10**6, 10**7)), (i + 0.5) / num_needles)
-        for i, city in enumerate(rng.sample(CITIES, num_needles))
+        Needle(subject, rng.choice(FACTS[subject]), (i + 0.5) / len(subjects))
+        for i, subject in enumerate(subjects)
     ]
     missing = num_tokens - count_tokens(" ".join(needle.sentence for needle in needles))
 

@@ -22,6 +22,9 @@ Size = int | torch.SymInt
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
+MAX_POSITIONS = 2**31 - 1
+
+
 def _known(condition: bool | torch.SymBool) -> bool:
     """Whether the condition certainly holds, without guarding on symbolic sizes."""
     if isinstance(condition, bool):
@@ -91,6 +94,7 @@ class Checks:
             )
         if _known(key.shape[2] < rows):
             self.fail(f"key must hold at least the L={rows} observation keys, got S={key.shape[2]}")
+        self._positions("key", "S", key.shape[2])
         self._last_dim_contiguous({"query": query, **cache})
 
     def prefill_inputs(
@@ -136,6 +140,7 @@ class Checks:
         """Scores [B, Hkv, N] float32, any strides."""
         if scores.dtype != torch.float32 or scores.dim() != 3:
             self.fail(f"scores must be a float32 tensor of shape [B, Hkv, N], got {_typed(scores)}")
+        self._positions("scores", "N", scores.shape[2])
 
     def float_tensor(
         self, name: str, tensor: Tensor | None, shape: Sequence[Size], query: Tensor
@@ -222,6 +227,11 @@ class Checks:
     def _same_device(self, name: str, tensor: Tensor, owner: str, device: torch.device) -> None:
         if tensor.device != device:
             self.fail(f"{name} must be on {owner}'s device {device}, got {tensor.device}")
+
+    def _positions(self, name: str, letter: str, count: Size) -> None:
+        # Positions travel as int32.
+        if _known(count > MAX_POSITIONS):
+            self.fail(f"{name} must have at most {MAX_POSITIONS} positions, got {letter}={count}")
 
     def _head_dim(self, head_dim: Size) -> None:
         if _known(head_dim < 8) or _known(head_dim > 256) or _known(head_dim % 8 != 0):

@@ -25,7 +25,7 @@ def eager_lse(query: Tensor, key: Tensor) -> Tensor:
 
 def check_attention(inputs: Inputs) -> lk.ops.Attention:
     """lookahead_attention: out, lse and scores."""
-    query, key, value = inputs
+    query, key, _ = inputs
     result = lk.lookahead_attention(*inputs)
     reference = python_ref.lookahead_attention(*inputs.double())
     eager = (eager_attention(*inputs), eager_lse(query, key), eager_scores(query, key))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from helpers import lengths, make_inputs
+from helpers import Inputs, lengths, make_inputs
 from torch import Tensor
 
 import lookaheadkv_kernels  # noqa: F401  (registers the ops)
@@ -81,3 +81,21 @@ def tensors_of(call: Call) -> list[Tensor]:
     """The tensors a call passes."""
     _, args, kwargs = call
     return [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+
+
+def results_of_all_ops(inputs: Inputs) -> list[Tensor]:
+    """What every op returns, with its optional ways through: one flat list to compare."""
+    query, key, _ = inputs
+    attention = OPS.lookahead_attention(*inputs)
+    lse, grad = attention[1], attention[2].flip(-1)
+    prefill = make_inputs(prompt=0, rows=70, dim=24, dtype=query.dtype, device=query.device)
+    return [
+        *attention,
+        OPS.column_scores(query, key),
+        OPS.column_scores(query, key, lse),
+        *OPS.column_scores_backward(grad, query, key),
+        *OPS.column_scores_backward(grad, query, key, lse),
+        *OPS.prefill_attention(*prefill, 9),
+        *OPS.score_and_evict(*inputs, 60, keep_observation=True),
+        *OPS.score_and_evict(*inputs, 60, lse=lse),
+    ]

@@ -92,6 +92,11 @@ STATIC_CASES = [
          "query heads must be a positive multiple of KV heads, got Hq=0, Hkv=2"),
     Case(("column_scores", "column_scores_backward"), {"key": zeros(2, 2, 16, 64)},
          "key must hold at least the L=32 observation keys, got S=16"),
+    Case(("column_scores", "column_scores_backward"),
+         {"key": torch.zeros(64).expand(2, 2, 2**31, 64)},
+         "key must have at most 2147483647 positions, got S=2147483648"),
+    Case(("select",), {"scores": torch.zeros(()).expand(2, 2, 2**31)},
+         "scores must have at most 2147483647 positions, got N=2147483648"),
     Case(("prefill_attention",), {"query": zeros(2, 4, 100, 64)},
          "key must have query's 100 positions, got 132"),
     Case(("prefill_attention",), {"num_lookahead": 0}, "num_lookahead must be in 1..S=132, got 0"),
@@ -289,6 +294,4 @@ def test_compiled_program_checks_again():
     compiled(SCORES, lengths(0, 3))
     with pytest.raises(RuntimeError) as caught:
         compiled(SCORES, lengths(0, 101))
-    assert str(caught.value) == (
-        "lookaheadkv.select: leftpad_k[1] must be in 0..N=100, got 101"
-    )
+    assert str(caught.value) == ("lookaheadkv.select: leftpad_k[1] must be in 0..N=100, got 101")

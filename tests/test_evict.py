@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from accuracy import check_evicted
+from calls import results_of_all_ops
 from helpers import DTYPES, Inputs, assert_bitwise, assert_fp32_close, lengths, make_inputs
-from torch import Tensor
 
 import lookaheadkv_kernels as lk
 from bench.peers.eager import eager_score_and_evict
@@ -135,37 +135,19 @@ def test_same_choice_as_eager_code(device):
     assert torch.equal(ours.indices.long(), eager[2].sort().values)
 
 
-def everything(inputs: Inputs) -> list[Tensor]:
-    """The results of all ops."""
-    query, key, value = inputs
-    attention = lk.lookahead_attention(*inputs)
-    grad = attention.scores.flip(-1)
-    prefill = make_inputs(prompt=0, rows=70, dim=24, dtype=query.dtype, device=query.device)
-    return [
-        *attention,
-        lk.column_scores(query, key),
-        lk.column_scores(query, key, attention.lse),
-        *torch.ops.lookaheadkv.column_scores_backward(grad, query, key),
-        *torch.ops.lookaheadkv.column_scores_backward(grad, query, key, attention.lse),
-        *lk.prefill_attention(*prefill, 9),
-        *lk.score_and_evict(*inputs, 60, keep_observation=True),
-        *lk.score_and_evict(*inputs, 60, lse=attention.lse),
-    ]
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("dim, rows", [(24, 5), (64, 32)])
 def test_poisoned_memory(dim, rows, dtype, device, seed):
     """Every output element and every scratch element is written before it is read."""
     inputs = make_inputs(heads=6, prompt=333, rows=rows, dim=dim, dtype=dtype, device=device)
     torch.manual_seed(seed)
-    first = everything(inputs)
+    first = results_of_all_ops(inputs)
     sizes = {tensor.numel() for tensor in first} | {2**n for n in range(4, 19)}
     for _ in range(2):
         poison = [torch.full((size,), math.nan, device=device) for size in sizes for _ in range(3)]
         del poison
         torch.manual_seed(seed)
-        second = everything(inputs)
+        second = results_of_all_ops(inputs)
         assert_bitwise(second, first)
     assert not any(tensor.isnan().any() for tensor in first)
 

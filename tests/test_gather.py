@@ -75,6 +75,4 @@ def test_key_and_value_of_different_layout(device):
     _, key, _ = make_inputs(layout="bshd", device=device)
     _, _, value = make_inputs(layout="misaligned", device=device)
     indices = random_indices(1, 2, 20, 105).to(device)
-    assert_bitwise(
-        lk.gather_kv(key, value, indices), python_ref.gather_kv(key, value, indices)
-    )
+    assert_bitwise(lk.gather_kv(key, value, indices), python_ref.gather_kv(key, value, indices))

@@ -12,7 +12,7 @@ from bench.peers.eager import eager_attention, eager_scores
 from lookaheadkv_kernels import python_ref
 
 GROUPS = (1, 2, 3, 4, 5, 7, 8)
-ROWS = (1, 5, 32, 33)
+ROWS = (1, 2, 5, 32, 33)
 # Edges of SIMD vectors, key tiles (96) and the smallest chunks (8 tiles), one short and one past.
 # Both N and S = N + 5 meet each edge.
 EDGES = (0, 16, 64, 96, 192, 768, 1536)
@@ -63,6 +63,14 @@ def test_head_dim(dim, dtype, device):
         batch=2, heads=6, kv_heads=3, prompt=130, dim=dim, dtype=dtype, device=device
     )
     check_everything(inputs, 31)
+
+
+@pytest.mark.parametrize("heads, prompt", [(1, 50), (3, 0), (3, 700)])
+@pytest.mark.parametrize("rows", [16, 17, 65, 95, 96, 97, 130, 300])
+def test_many_rows(rows, heads, prompt, device):
+    """Observation rows over more than one tile, more rows than one block."""
+    inputs = make_inputs(heads=heads, kv_heads=1, prompt=prompt, rows=rows, dim=16, device=device)
+    check_everything(inputs, 40)
 
 
 @pytest.mark.parametrize("prompt", [10_000, 45_000])
@@ -120,10 +128,19 @@ def test_nothing_to_score(batch, prompt, device):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", ["bhsd", "bshd"])
-@pytest.mark.parametrize("positions, rows", [(1, 1), (33, 33), (150, 7), (97, 32)])
+@pytest.mark.parametrize(
+    "positions, rows", [(1, 1), (2, 1), (33, 33), (150, 7), (97, 32), (400, 2)]
+)
 def test_prefill_attention(positions, rows, layout, dtype, device):
     inputs = make_inputs(
-        batch=2, heads=6, prompt=0, rows=positions, dim=40, dtype=dtype, layout=layout, device=device
+        batch=2,
+        heads=6,
+        prompt=0,
+        rows=positions,
+        dim=40,
+        dtype=dtype,
+        layout=layout,
+        device=device,
     )
     result = lk.prefill_attention(*inputs, rows)
     reference = python_ref.prefill_attention(*inputs.double(), rows)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Inputs, lengths, make_inputs
+from helpers import DTYPES, Inputs, assert_fp32_close, lengths, make_inputs
 from torch import Tensor
 
 from lookaheadkv_kernels import python_ref
@@ -71,6 +71,18 @@ def test_agrees_with_torch_attention():
     torch.testing.assert_close(python_ref.prefill_attention(*whole, 7)[0], expected)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_computes_in_float32_or_float64(dtype):
+    """Half precision is widened first: the only error left is float32 rounding."""
+    inputs = make_inputs(batch=2, prompt=200, dtype=dtype)
+    out, lse, scores = python_ref.lookahead_attention(*inputs)
+    exact = python_ref.lookahead_attention(*inputs.double())
+    assert all(tensor.dtype == torch.float64 for tensor in exact)
+    assert out.dtype == dtype and lse.dtype == scores.dtype == torch.float32
+    assert_fp32_close(lse, exact[1])
+    assert_fp32_close(scores, exact[2])
+
+
 def test_prefill_scores_are_those_of_the_last_rows():
     inputs = make_inputs(prompt=0, rows=40).double()
     last = inputs.query[:, :, 33:]
@@ -90,9 +102,8 @@ def test_padding_equals_the_unpadded_problem():
     result = python_ref.lookahead_attention(*inputs, **padding)
     for b in range(3):
         real = [*range(first[b], last[b]), *range(20, 25)]
-        alone = python_ref.lookahead_attention(
-            inputs.query[b : b + 1], inputs.key[b : b + 1, :, real], inputs.value[b : b + 1, :, real]
-        )
+        query, key, value = (tensor[b : b + 1] for tensor in inputs)
+        alone = python_ref.lookahead_attention(query, key[:, :, real], value[:, :, real])
         torch.testing.assert_close(result[0][b], alone[0][0])
         torch.testing.assert_close(result[1][b], alone[1][0])
         torch.testing.assert_close(result[2][b, :, first[b] : last[b]], alone[2][0])

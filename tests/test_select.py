@@ -2,59 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-
 import pytest
 import torch
 from helpers import assert_bitwise, lengths
+from score_rows import ROWS, quantised, softmaxed, special
 from torch import Tensor
 
 import lookaheadkv_kernels as lk
 from lookaheadkv_kernels import python_ref
-
-SPECIAL = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, 1e-45, -1e-45, 3e38])
-
-
-def quantised(batch: int, heads: int, length: int) -> Tensor:
-    """Few distinct values: almost every comparison is a tie."""
-    return torch.randint(0, 4, (batch, heads, length)).float()
-
-
-def softmaxed(batch: int, heads: int, length: int) -> Tensor:
-    return torch.softmax(4 * torch.randn(batch, heads, length), -1) if length else torch.zeros(
-        batch, heads, 0
-    )
-
-
-def special(batch: int, heads: int, length: int) -> Tensor:
-    return SPECIAL[torch.randint(0, len(SPECIAL), (batch, heads, length))]
-
-
-def neighbours(batch: int, heads: int, length: int) -> Tensor:
-    """Floats one bit apart, in random order: any lost bit of the key shows."""
-    bits = torch.rand(batch, heads, length).argsort(-1).int() + 0x3A000000
-    return bits.view(torch.float32)
-
-
-def equal(batch: int, heads: int, length: int) -> Tensor:
-    return torch.full((batch, heads, length), 0.25)
-
-
-def rising(batch: int, heads: int, length: int) -> Tensor:
-    """Every entry beats all before it."""
-    return torch.arange(length, dtype=torch.float32).expand(batch, heads, length)
-
-
-ROWS: list[Callable[[int, int, int], Tensor]] = [
-    torch.randn,
-    softmaxed,
-    quantised,
-    special,
-    neighbours,
-    equal,
-    rising,
-]
 
 
 def check(scores: Tensor, budget: int, **options: object) -> Tensor:
@@ -64,7 +19,10 @@ def check(scores: Tensor, budget: int, **options: object) -> Tensor:
 
 
 @pytest.mark.parametrize("pool_kernel", [1, 7])
-@pytest.mark.parametrize("length, budget", [(1, 1), (9, 4), (96, 95), (1000, 64), (5000, 700)])
+@pytest.mark.parametrize(
+    "length, budget",
+    [(1, 1), (9, 4), (96, 95), (1000, 64), (5000, 3), (5000, 700), (3000, 1500), (3000, 2000)],
+)
 @pytest.mark.parametrize("make", ROWS, ids=lambda make: make.__name__)
 def test_kinds_of_rows(make, length, budget, pool_kernel, device):
     check(make(2, 2, length).to(device), budget, pool_kernel=pool_kernel)

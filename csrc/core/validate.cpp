@@ -1,6 +1,7 @@
 #include "core/validate.h"
 
 #include <cmath>
+#include <limits>
 #include <stdexcept>
 
 namespace lookaheadkv {
@@ -49,6 +50,15 @@ void Validator::same_device(const TensorInfo& tensor, const std::string& owner,
 void Validator::head_dim(int64_t head_dim) const {
   if (head_dim < 8 || head_dim > 256 || head_dim % 8 != 0) {
     fail("head_dim must be a multiple of 8 between 8 and 256, got " + str(head_dim));
+  }
+}
+
+// Positions travel as int32.
+void Validator::positions(const std::string& name, const std::string& letter, int64_t count) const {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  if (count > kMost) {
+    fail(name + " must have at most " + str(kMost) + " positions, got " + letter + "=" +
+         str(count));
   }
 }
 
@@ -108,6 +118,7 @@ void Validator::attention_inputs(const TensorInfo& query, const TensorInfo& key,
     fail("key must hold at least the L=" + str(query.shape[2]) +
          " observation keys, got S=" + str(key.shape[2]));
   }
+  positions("key", "S", key.shape[2]);
   last_dim_contiguous(query);
   last_dim_contiguous(key);
   if (value) last_dim_contiguous(*value);
@@ -151,6 +162,7 @@ void Validator::scores_input(const TensorInfo& scores) const {
     fail("scores must be a float32 tensor of shape [B, Hkv, N], got " + scores.dtype + " " +
          shape_string(scores.shape));
   }
+  positions("scores", "N", scores.shape[2]);
 }
 
 void Validator::float_tensor(const TensorInfo& tensor, const std::vector<int64_t>& shape,

@@ -61,6 +61,7 @@ class Validator {
   void same_device(const TensorInfo& tensor, const std::string& owner,
                    const std::string& device) const;
   void head_dim(int64_t head_dim) const;
+  void positions(const std::string& name, const std::string& letter, int64_t count) const;
   void last_dim_contiguous(const TensorInfo& tensor) const;
 
   std::string op_;

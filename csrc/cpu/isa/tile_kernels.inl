@@ -332,20 +332,13 @@ void rank_keys(const float* scores, int64_t count, uint32_t* keys) {
   for (int64_t i = 0; i < count; ++i) keys[i] = rank_key(scores[i]);
 }
 
-void window_max(const uint32_t* keys, int64_t count, int64_t window, uint32_t* out) {
-  if (window == 7) {  // the paper's
-    for (int64_t i = 0; i < count; ++i) {
-      const uint32_t* k = keys + i;
-      const uint32_t a = max_key(max_key(k[0], k[1]), max_key(k[2], k[3]));
-      const uint32_t b = max_key(max_key(k[4], k[5]), k[6]);
-      out[i] = max_key(a, b);
-    }
-    return;
+void window_max(uint32_t* keys, int64_t count, int64_t window, uint32_t* out) {
+  int64_t width = 1;  // keys[i] is the maximum of this many
+  for (; 2 * width <= window; width *= 2) {
+    const int64_t last = count + window - 1 - 2 * width;
+    for (int64_t i = 0; i <= last; ++i) keys[i] = max_key(keys[i], keys[i + width]);
   }
-  std::memcpy(out, keys, static_cast<size_t>(count) * sizeof(uint32_t));
-  for (int64_t w = 1; w < window; ++w) {
-    for (int64_t i = 0; i < count; ++i) out[i] = max_key(out[i], keys[i + w]);
-  }
+  for (int64_t i = 0; i < count; ++i) out[i] = max_key(keys[i], keys[i + window - width]);
 }
 
 void lane_max(const uint32_t* keys, int64_t rows, uint32_t* out) {

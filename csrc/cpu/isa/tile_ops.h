@@ -102,8 +102,9 @@ struct VectorOps {
   // Rank keys (select_keys.h) of count scores.
   void (*rank_keys)(const float* scores, int64_t count, uint32_t* keys);
 
-  // out[i] = max of keys[i .. i + window - 1], for i < count.
-  void (*window_max)(const uint32_t* keys, int64_t count, int64_t window, uint32_t* out);
+  // out[i] = max of keys[i .. i + window - 1], for i < count; overwrites the count + window - 1
+  // keys.
+  void (*window_max)(uint32_t* keys, int64_t count, int64_t window, uint32_t* out);
 
   // out[lane] = max over rows of keys[row * kKeyLanes + lane].
   void (*lane_max)(const uint32_t* keys, int64_t rows, uint32_t* out);
