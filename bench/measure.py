@@ -36,7 +36,7 @@ def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
 def peak_extra_bytes(call: Call) -> int:
     """Bytes by which the resident set rises above its start while the call runs (Linux only)."""
     gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the allocator kept would hide what the call takes
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # kept memory would hide what the call takes
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present size
     before = _status_bytes("VmRSS")
     call()
