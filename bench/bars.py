@@ -6,7 +6,9 @@ Every figure is a ratio to a peer in the same run: interleaved rounds, medians, 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +23,7 @@ import lookaheadkv_kernels as lkv
 from bench.cases import LLAMA_8B, Case
 from bench.measure import interleaved, medians, peak_extra_bytes
 from bench.peers.eager import eager_score_and_evict
-from lookaheadkv_kernels.info import cpu_model
+from lookaheadkv_kernels.info import active_isa, cpu_model
 
 BUDGET = 128
 
@@ -121,6 +123,12 @@ def measure_all(rounds: int) -> list[Bar]:
     return [bar for step in steps for bar in step()]
 
 
+def commit() -> str:
+    """The revision that was measured, marked when the tree differs from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds (default: 9)")
@@ -140,13 +148,19 @@ def main() -> int:
         )
     Console().print(table)
     if arguments.json:
-        figures = {
+        facts = {
+            "date": datetime.date.today().isoformat(),
+            "commit": commit(),
+            "command": f"python -m bench.bars --rounds {arguments.rounds} "
+            f"--threads {arguments.threads}",
             "cpu": cpu_model(),
+            "isa": active_isa(),
             "threads": arguments.threads,
             "torch": torch.__version__,
+            "num_prompt": LLAMA_8B.num_prompt,
             "bars": [{**asdict(bar), "met": bar.met} for bar in bars],
         }
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+        arguments.json.write_text(json.dumps(facts, indent=2) + "\n")
     return 0 if all(bar.met for bar in bars) else 1
 
 
