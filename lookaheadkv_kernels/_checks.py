@@ -169,9 +169,13 @@ class Checks:
             self._same_device(name, tensor, owner, like.device)
 
     def scale(self, scale: float | None) -> None:
-        """A finite scale."""
-        if scale is not None and not math.isfinite(scale):
+        """A finite scale that stays one as a float32 times log2(e)."""
+        if scale is None:
+            return
+        if not math.isfinite(scale):
             self.fail(f"scale must be finite, got {scale}")
+        if abs(scale) > 1e30:
+            self.fail(f"scale must be at most 1e+30 in magnitude, got {scale:g}")
 
     def budget(
         self,

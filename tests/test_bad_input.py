@@ -59,6 +59,10 @@ LONG = torch.zeros_like(QUERY, dtype=torch.int64)
 STRIDED_QUERY = torch.zeros(2, 4, 32, 128)[..., ::2]
 STRIDED_CACHE = torch.zeros(2, 2, 132, 192)[..., ::3]
 
+MISALIGNED = torch.frombuffer(bytearray(CACHE.nbytes + 1), dtype=torch.float32, offset=1).view(
+    CACHE.shape
+)
+
 # Checked from shapes, dtypes and options: compiled ops, fake kernels and meta tensors agree.
 STATIC_CASES = [
     # shapes
@@ -148,6 +152,8 @@ STATIC_CASES = [
     # options
     Case((*ATTENTION, "prefill_attention"), {"scale": math.nan}, "scale must be finite, got nan"),
     Case((*ATTENTION, "prefill_attention"), {"scale": -math.inf}, "scale must be finite, got -inf"),
+    Case((*ATTENTION, "prefill_attention"), {"scale": 1e300},
+         "scale must be at most 1e+30 in magnitude, got 1e+300"),
     Case(SELECTING, {"budget": 0}, "budget must be at least 1, got 0"),
     Case(SELECTING, {"budget": -3}, "budget must be at least 1, got -3"),
     Case(SELECTING, {"pool_kernel": 4}, "pool_kernel must be odd and positive, got 4"),
@@ -155,6 +161,8 @@ STATIC_CASES = [
     Case(SELECTING, {"pool_kernel": 0}, "pool_kernel must be odd and positive, got 0"),
     Case(SELECTING, {"num_sink": -1}, "num_sink must not be negative, got -1"),
     Case(SELECTING, {"num_recent": -2}, "num_recent must not be negative, got -2"),
+    Case(SELECTING, {"budget": 16, "num_sink": 2**63 - 1, "num_recent": 2**63 - 1},
+         "budget must hold num_sink + num_recent = 18446744073709551614 pinned entries, got 16"),
     Case(SELECTING, {"budget": 16, "num_sink": 4, "num_recent": 32},
          "budget must hold num_sink + num_recent = 36 pinned entries, got 16"),
     Case(("score_and_evict",),
@@ -180,6 +188,9 @@ VALUE_CASES = [
          "leftpad_k[1] must be in 0..seqused_k[1]=5, got 7"),
     Case(PADDED, {"leftpad_k": lengths(0, 107)}, "leftpad_k[1] must be in 0..N=100, got 107"),
     Case(PADDED, {"leftpad_k": lengths(-2, 0)}, "leftpad_k[0] must be in 0..N=100, got -2"),
+    Case(("column_scores",), {"key": MISALIGNED}, "key must be aligned to its element size"),
+    Case(("column_scores",), {"lse": MISALIGNED[:, :1, 0, :32].expand(2, 4, 32)},
+         "lse must be aligned to its element size"),
     Case(("gather_kv",), {"indices": torch.full((2, 2, 3), 132, dtype=torch.int32)},
          "indices[0, 0, 0] must be -1 or in 0..S-1=131, got 132"),
     Case(("gather_kv",), {"indices": torch.tensor([[[0, -1]] * 2, [[1, 2], [3, -2]]]).int()},
@@ -239,6 +250,13 @@ def test_meta_tensors(op, change, message):
 def test_fake_tensors(op, change, message):
     with FakeTensorMode() as mode:
         fails(op, change, message, mode.from_tensor)
+
+
+@pytest.mark.parametrize("op", [op for op in GOOD if op != "gather_kv"])  # which only copies
+def test_unknown_instruction_set(op, monkeypatch):
+    monkeypatch.setenv("LOOKAHEADKV_CPU_ISA", "mmx")
+    with pytest.raises(RuntimeError, match="LOOKAHEADKV_CPU_ISA must be one of .*, got mmx"):
+        getattr(OPS, op)(**GOOD[op])
 
 
 @pytest.mark.parametrize("op, change, message", expand(VALUE_CASES))

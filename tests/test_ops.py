@@ -73,12 +73,18 @@ def test_many_rows(rows, heads, prompt, device):
     check_everything(inputs, 40)
 
 
-@pytest.mark.parametrize("prompt", [10_000, 45_000])
+@pytest.mark.parametrize("kv_heads, prompt", [(1, 10_000), (1, 45_000), (5, 20_000)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_long_prompt(dtype, prompt, device):
-    """More tiles than any cache between the two sweeps over the keys holds."""
+def test_long_prompt(dtype, kv_heads, prompt, device):
+    """More tiles than any cache between the two sweeps over the keys holds: of a head, of all."""
     inputs = make_inputs(
-        heads=8, kv_heads=1, prompt=prompt, rows=32, dim=8, dtype=dtype, device=device
+        heads=4 * kv_heads,
+        kv_heads=kv_heads,
+        prompt=prompt,
+        rows=32,
+        dim=8,
+        dtype=dtype,
+        device=device,
     )
     check_everything(inputs, 500)
 

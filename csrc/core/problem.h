@@ -7,7 +7,8 @@ namespace lookaheadkv {
 
 enum class DType : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
 
-constexpr int64_t element_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+// `static`: used under several instruction sets, see cpu/isa/convert.h.
+static constexpr int64_t element_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
 // A read-only [B, H, S, D] tensor with any strides (in elements); the last dimension is contiguous.
 struct TensorView {

@@ -1,6 +1,8 @@
 #include "core/validate.h"
 
 #include <cmath>
+#include <cstdio>
+#include <initializer_list>
 #include <limits>
 #include <stdexcept>
 
@@ -9,6 +11,18 @@ namespace lookaheadkv {
 namespace {
 
 std::string str(int64_t value) { return std::to_string(value); }
+
+// The sum of non-negative numbers, which may be past int64.
+std::string sum_string(std::initializer_list<int64_t> terms) {
+  unsigned __int128 sum = 0;
+  for (const int64_t term : terms) sum += static_cast<uint64_t>(term);
+  std::string digits;
+  do {
+    digits.insert(digits.begin(), static_cast<char>('0' + static_cast<int>(sum % 10)));
+    sum /= 10;
+  } while (sum > 0);
+  return digits;
+}
 
 bool is_float(const std::string& dtype) {
   return dtype == "float32" || dtype == "float16" || dtype == "bfloat16";
@@ -40,6 +54,10 @@ void Validator::float_dtype(const TensorInfo& tensor) const {
   }
 }
 
+void Validator::aligned(const TensorInfo& tensor) const {
+  if (!tensor.aligned) fail(tensor.name + " must be aligned to its element size");
+}
+
 void Validator::same_device(const TensorInfo& tensor, const std::string& owner,
                             const std::string& device) const {
   if (tensor.device != device) {
@@ -67,6 +85,7 @@ void Validator::last_dim_contiguous(const TensorInfo& tensor) const {
     fail(tensor.name + " must be contiguous in its last dimension, got stride " +
          str(tensor.strides[3]));
   }
+  aligned(tensor);
 }
 
 void Validator::same_shape(const TensorInfo& key, const TensorInfo& value) const {
@@ -155,6 +174,7 @@ void Validator::gather_inputs(const TensorInfo& key, const TensorInfo& value,
          str(key.shape[1]) + ", *], got " + indices.dtype + " " + shape_string(indices.shape));
   }
   same_device(indices, "key", key.device);
+  aligned(indices);
 }
 
 void Validator::scores_input(const TensorInfo& scores) const {
@@ -163,6 +183,7 @@ void Validator::scores_input(const TensorInfo& scores) const {
          shape_string(scores.shape));
   }
   positions("scores", "N", scores.shape[2]);
+  aligned(scores);
 }
 
 void Validator::float_tensor(const TensorInfo& tensor, const std::vector<int64_t>& shape,
@@ -172,6 +193,7 @@ void Validator::float_tensor(const TensorInfo& tensor, const std::vector<int64_t
          tensor.dtype + " " + shape_string(tensor.shape));
   }
   same_device(tensor, owner, device);
+  aligned(tensor);
 }
 
 void Validator::lengths(const TensorInfo& tensor, int64_t batch, const std::string& owner,
@@ -181,12 +203,19 @@ void Validator::lengths(const TensorInfo& tensor, int64_t batch, const std::stri
          tensor.dtype + " " + shape_string(tensor.shape));
   }
   same_device(tensor, owner, device);
+  aligned(tensor);
 }
 
 void Validator::scale(const std::optional<double>& scale) const {
-  if (scale && !std::isfinite(*scale)) {
+  if (!scale) return;
+  if (!std::isfinite(*scale)) {
     fail(std::string("scale must be finite, got ") +
          (std::isnan(*scale) ? "nan" : (*scale > 0 ? "inf" : "-inf")));
+  }
+  if (std::abs(*scale) > 1e30) {  // it becomes a float, multiplied by log2(e)
+    char text[32];
+    std::snprintf(text, sizeof(text), "%g", *scale);
+    fail(std::string("scale must be at most 1e+30 in magnitude, got ") + text);
   }
 }
 
@@ -202,9 +231,7 @@ void Validator::budget(int64_t budget, int64_t pool_kernel, int64_t num_sink, in
   // Subtractions of non-negative numbers: a sum of three could overflow.
   if (num_sink > budget || num_recent > budget - num_sink ||
       rows > budget - num_sink - num_recent) {
-    const std::string pinned =
-        str(static_cast<int64_t>(static_cast<uint64_t>(num_sink) +
-                                 static_cast<uint64_t>(num_recent) + static_cast<uint64_t>(rows)));
+    const std::string pinned = sum_string({num_sink, num_recent, rows});
     fail(observation_rows ? "budget must hold L + num_sink + num_recent = " + pinned +
                                 " entries, got " + str(budget)
                           : "budget must hold num_sink + num_recent = " + pinned +

@@ -20,6 +20,7 @@ struct TensorInfo {
   std::string device;  // "cpu", "cuda:0"
   std::vector<int64_t> shape;
   std::vector<int64_t> strides;  // in elements
+  bool aligned = true;           // to its element size
 };
 
 class Validator {
@@ -58,6 +59,7 @@ class Validator {
   void cache_tensor(const TensorInfo& tensor, const TensorInfo& reference) const;
   void same_shape(const TensorInfo& key, const TensorInfo& value) const;
   void float_dtype(const TensorInfo& tensor) const;
+  void aligned(const TensorInfo& tensor) const;
   void same_device(const TensorInfo& tensor, const std::string& owner,
                    const std::string& device) const;
   void head_dim(int64_t head_dim) const;

@@ -7,25 +7,25 @@
 
 #include "cpu/attention_sweep.h"
 #include "cpu/isa/convert.h"
+#include "cpu/key_range.h"
 #include "cpu/splits.h"
 
 namespace lookaheadkv::cpu {
 
 namespace {
 
-constexpr float kLn2 = 0.693147180559945309f;
 constexpr float kMinusInf = -__builtin_huge_valf();
 
-// Rows per block. With an output the accumulator should stay in L2, and in a prefill (no prompt
-// keys in front) a smaller block wastes less above the diagonal. Without, all rows share one read
-// of K.
-int64_t block_queries(const Problem& p, bool with_output) {
-  constexpr int64_t kSplitRows = 256, kPrefillRows = 128;
-  if (!with_output) return p.num_rows;
-  return queries_per_block(p.group(), p.num_rows, p.num_prompt > 0 ? kSplitRows : kPrefillRows);
-}
-
 }  // namespace
+
+// With an output the accumulator of a block should stay in L2, and in a prefill (no prompt keys in
+// front) a smaller block wastes less above the diagonal. Without, all rows share one read of K.
+int64_t sweep_queries(const Problem& problem, bool with_output) {
+  constexpr int64_t kSplitRows = 256, kPrefillRows = 128;
+  if (!with_output) return problem.num_rows;
+  return queries_per_block(problem.group(), problem.num_rows,
+                           problem.num_prompt > 0 ? kSplitRows : kPrefillRows);
+}
 
 // One partial result: m [padded rows], l [padded rows], acc: per group [round_up(D)][group rows].
 struct AttentionSweep::Partial {
@@ -35,23 +35,22 @@ struct AttentionSweep::Partial {
 };
 
 AttentionSweep::AttentionSweep(const Problem& problem, const TensorView& query,
-                               const TensorView& key, const TensorView& value, void* out,
-                               float* lse, const Executor& executor)
+                               const TensorView& key, const TensorView& value,
+                               const PackedQueries& queries, int64_t chunk, void* out, float* lse,
+                               const Isa& isa, const Executor& executor)
     : problem_(problem),
-      query_(query),
       key_(key),
       value_(value),
+      queries_(queries),
+      chunk_(chunk),
+      chunks_(num_chunks(problem.num_prompt, chunk)),
       out_(out),
       lse_(lse),
+      dtype_(query.dtype),
+      isa_(isa),
+      ops_(isa.tile_ops(query.dtype)),
       executor_(executor),
-      isa_(active()),
-      ops_(isa_.tile_ops(query.dtype)),
-      queries_(problem, query, ops_, executor, block_queries(problem, out != nullptr)),
-      // Partial outputs are D times larger than partial sums: fewer of them.
-      chunk_(keys_per_chunk(problem.num_prompt, queries_.heads() * queries_.per_head(),
-                            out != nullptr ? kWantedTasks / 4 : kWantedTasks)),
-      chunks_(num_chunks(problem.num_prompt, chunk_)),
-      partial_size_(queries_.padded_rows() *
+      partial_size_(queries.padded_rows() *
                     (2 + (out != nullptr ? round_up(problem.head_dim, kDimAlign) : 0))) {}
 
 AttentionSweep::Partial AttentionSweep::partial(float* base) const {
@@ -79,7 +78,8 @@ class AttentionSweep::Worker {
     std::fill(out.m, out.m + block.padded_rows(), kMinusInf);
     std::fill(out.l, out.l + block.padded_rows(), 0.0f);
     if (with_output_) std::fill(out.acc, out.acc + block.padded_rows() * padded_dim_, 0.0f);
-    const KeyRange chunk = chunk_keys(p, block.b, c * sweep_.chunk_, (c + 1) * sweep_.chunk_);
+    const KeyRange chunk =
+        valid_keys_between(p, block.b, c * sweep_.chunk_, (c + 1) * sweep_.chunk_);
     keys(i, block, chunk, cache_ && cache_->holds(c) ? c : -1, out);
     if (c + 1 == sweep_.chunks_) keys(i, block, {p.num_prompt, p.num_prompt + block.end}, -1, out);
   }
@@ -156,8 +156,7 @@ void AttentionSweep::combine(const RowBlock& block, float* partials) const {
   const int64_t d = problem_.head_dim;
   Buffer<float> weights(chunks_);
   for (int64_t r = 0; r < block.rows(); ++r) {
-    const int64_t row =
-        (block.b * problem_.num_heads + block.head(r)) * problem_.num_rows + block.query(r);
+    const int64_t row = block.flat(problem_, r);
     float m = kMinusInf;
     for (int64_t c = 0; c < chunks_; ++c) {
       m = std::max(m, partial(partials + c * partial_size_).m[r]);
@@ -169,7 +168,7 @@ void AttentionSweep::combine(const RowBlock& block, float* partials) const {
       weights[c] = std::exp2(part.m[r] - base);
       l += weights[c] * part.l[r];
     }
-    lse_[row] = (m + std::log2(l)) * kLn2;
+    lse_[row] = (m + std::log2(l)) / static_cast<float>(kLog2e);
     if (out_ == nullptr) continue;
     const int64_t g = r / kRowGroup;
     const int64_t pitch = block.group_rows(g);
@@ -179,7 +178,7 @@ void AttentionSweep::combine(const RowBlock& block, float* partials) const {
       for (int64_t c = 0; c < chunks_; ++c) {
         sum += weights[c] * partial(partials + c * partial_size_).acc[first + k * pitch];
       }
-      store_float(out_, row * d + k, query_.dtype, sum / l);
+      store_float(out_, row * d + k, dtype_, sum / l);
     }
   }
 }
@@ -188,34 +187,40 @@ void AttentionSweep::run(int64_t begin, int64_t end, const TileCache* cache) con
   const int64_t first = begin * queries_.per_head();
   const int64_t blocks = (end - begin) * queries_.per_head();
   if (chunks_ == 1) {
-    executor_.run(blocks, 1, [&](int64_t task, int64_t stop) {
+    executor_.run(blocks, 1, [&](Tasks& tasks) {
       Worker worker(*this, cache);
       Buffer<float> buffer(partial_size_);
-      for (; task < stop; ++task) {
-        worker.run(first + task, 0, partial(buffer.get()));
-        combine(queries_.block(first + task), buffer.get());
+      for (int64_t i = 0; tasks.take(i);) {
+        worker.run(first + i, 0, partial(buffer.get()));
+        combine(queries_.block(first + i), buffer.get());
       }
     });
     return;
   }
   Buffer<float> partials(blocks * chunks_ * partial_size_);
-  executor_.run(blocks * chunks_, 1, [&](int64_t task, int64_t stop) {
+  executor_.run(blocks * chunks_, 1, [&](Tasks& tasks) {
     Worker worker(*this, cache);
-    for (; task < stop; ++task) {
-      worker.run(first + task / chunks_, task % chunks_, partial(partials + task * partial_size_));
+    for (int64_t i = 0; tasks.take(i);) {
+      worker.run(first + i / chunks_, i % chunks_, partial(partials + i * partial_size_));
     }
   });
-  executor_.run(blocks, grain(chunks_ * partial_size_), [&](int64_t task, int64_t stop) {
-    for (; task < stop; ++task) {
-      combine(queries_.block(first + task), partials + task * chunks_ * partial_size_);
+  executor_.run(blocks, grain(chunks_ * partial_size_), [&](Tasks& tasks) {
+    for (int64_t i = 0; tasks.take(i);) {
+      combine(queries_.block(first + i), partials + i * chunks_ * partial_size_);
     }
   });
 }
 
 void attention(const Problem& problem, const TensorView& query, const TensorView& key,
                const TensorView& value, void* out, float* lse, const Executor& executor) {
-  const AttentionSweep sweep(problem, query, key, value, out, lse, executor);
-  sweep.run(0, sweep.queries().heads(), nullptr);
+  const Isa& isa = active();
+  const bool with_output = out != nullptr;
+  const PackedQueries queries(problem, query, sweep_queries(problem, with_output),
+                              isa.tile_ops(query.dtype), executor);
+  const int64_t chunk = keys_per_chunk(problem.num_prompt, queries.heads() * queries.per_head(),
+                                       with_output ? kWantedOutputTasks : kWantedTasks);
+  AttentionSweep(problem, query, key, value, queries, chunk, out, lse, isa, executor)
+      .run(0, queries.heads(), nullptr);
 }
 
 }  // namespace lookaheadkv::cpu

@@ -4,7 +4,6 @@
 
 #include <cstdint>
 
-#include "cpu/buffer.h"
 #include "cpu/isa/tile_ops.h"
 #include "cpu/kernels.h"
 #include "cpu/packed_queries.h"
@@ -13,18 +12,19 @@
 
 namespace lookaheadkv::cpu {
 
+// Queries of the row blocks a sweep should be given.
+int64_t sweep_queries(const Problem& problem, bool with_output);
+
 class AttentionSweep {
  public:
-  // Without `out` only lse is computed. Everything pointed to must outlive the sweep.
+  // `chunk` prompt keys per task. Without `out` only lse is computed. What is passed must outlive
+  // the sweep.
   AttentionSweep(const Problem& problem, const TensorView& query, const TensorView& key,
-                 const TensorView& value, void* out, float* lse, const Executor& executor);
+                 const TensorView& value, const PackedQueries& queries, int64_t chunk, void* out,
+                 float* lse, const Isa& isa, const Executor& executor);
 
   // Rows of the KV heads [begin, end) (b * Hkv + h). Tiles the cache holds are left in it.
   void run(int64_t begin, int64_t end, const TileCache* cache) const;
-
-  const PackedQueries& queries() const { return queries_; }
-  int64_t chunk() const { return chunk_; }    // prompt keys per chunk
-  int64_t chunks() const { return chunks_; }  // per KV head
 
  private:
   struct Partial;
@@ -34,17 +34,17 @@ class AttentionSweep {
   void combine(const RowBlock& block, float* partials) const;
 
   const Problem& problem_;
-  const TensorView query_;
   const TensorView key_;
   const TensorView value_;
-  void* const out_;
-  float* const lse_;
-  const Executor& executor_;
-  const Isa& isa_;
-  const TileOps& ops_;
-  const PackedQueries queries_;
+  const PackedQueries& queries_;
   const int64_t chunk_;
   const int64_t chunks_;
+  void* const out_;
+  float* const lse_;
+  const DType dtype_;
+  const Isa& isa_;
+  const TileOps& ops_;
+  const Executor& executor_;
   const int64_t partial_size_;  // floats of one partial result
 };
 

@@ -5,6 +5,7 @@
 // (csrc/cpu/splits.h) and partial results are combined in a fixed order.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <vector>
@@ -13,14 +14,29 @@
 
 namespace lookaheadkv::cpu {
 
-// Runs body(begin, end) over disjoint ranges that cover [0, tasks), possibly in parallel, and
-// returns when all are done. A thread is woken for no less than `grain` tasks: waiting for one
-// costs more than a small copy. An exception thrown by a body reaches the caller.
+// Hands out the tasks of one parallel region in ascending order, each to exactly one thread.
+class Tasks {
+ public:
+  explicit Tasks(int64_t count) : count_(count) {}
+  bool take(int64_t& task) {
+    task = next_.fetch_add(1, std::memory_order_relaxed);
+    return task < count_;
+  }
+
+ private:
+  const int64_t count_;
+  std::atomic<int64_t> next_{0};
+};
+
+// Runs body on one or more threads, all taking from one Tasks until it is empty, and returns when
+// all are done: a thread that the system holds up leaves its share to the others. A further thread
+// is woken for every `grain` tasks at most: waiting for one costs more than a small copy. An
+// exception thrown by a body reaches the caller.
 class Executor {
  public:
+  using Body = std::function<void(Tasks&)>;
   virtual ~Executor() = default;
-  virtual void run(int64_t tasks, int64_t grain,
-                   const std::function<void(int64_t, int64_t)>& body) const = 0;
+  virtual void run(int64_t tasks, int64_t grain, const Body& body) const = 0;
 };
 
 // --- attention (attention.cpp)
@@ -37,10 +53,12 @@ void column_scores(const Problem& problem, const TensorView& query, const Tensor
                    const float* lse, float* scores, const Executor& executor);
 
 // Both of the above; without `out` nothing of `value` is read. Computes q k^T once where
-// attention() and column_scores() would twice.
+// attention() and column_scores() would twice, keeping probability tiles of up to tile_cache_bytes:
+// about one KV head of a 32K prompt in fp32 (128 rows), or two in 16 bits, which a usual L3 holds.
+constexpr int64_t kTileCacheBytes = int64_t{20} << 20;
 void attention_and_scores(const Problem& problem, const TensorView& query, const TensorView& key,
                           const TensorView& value, void* out, float* lse, float* scores,
-                          const Executor& executor);
+                          const Executor& executor, int64_t tile_cache_bytes = kTileCacheBytes);
 
 // grad_query [B, Hq, L, D] and grad_key [B, Hkv, N + L, D], contiguous, in the inputs' dtype.
 void column_scores_backward(const Problem& problem, const TensorView& query, const TensorView& key,

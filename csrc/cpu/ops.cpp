@@ -2,6 +2,8 @@
 // signatures and lookaheadkv_kernels/ops.py for what each op means.
 #include <torch/csrc/stable/library.h>
 
+#include <exception>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -16,9 +18,21 @@ namespace {
 
 class TorchExecutor final : public Executor {
  public:
-  void run(int64_t tasks, int64_t grain,
-           const std::function<void(int64_t, int64_t)>& body) const override {
-    if (tasks > 0) torch::stable::parallel_for(0, tasks, grain, body);
+  void run(int64_t tasks, int64_t grain, const Body& body) const override {
+    const int64_t threads = (tasks + grain - 1) / grain;
+    if (threads == 0) return;
+    Tasks source(tasks);
+    std::exception_ptr error;  // would lose its text on the way through torch's C interface
+    std::mutex mutex;
+    torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+      try {
+        body(source);
+      } catch (...) {
+        const std::lock_guard<std::mutex> lock(mutex);
+        if (!error) error = std::current_exception();
+      }
+    });
+    if (error) std::rethrow_exception(error);
   }
 };
 const TorchExecutor kExecutor;

@@ -10,19 +10,18 @@ namespace lookaheadkv::cpu {
 
 class PackedQueries {
  public:
-  // Blocks of `queries` consecutive queries; the default is one block per KV head.
-  PackedQueries(const Problem& problem, const TensorView& query, const TileOps& ops,
-                const Executor& executor, int64_t queries = 0)
+  // Blocks of `queries` consecutive queries. Packed for the gemm of `ops`, and readable by no
+  // other.
+  PackedQueries(const Problem& problem, const TensorView& query, int64_t queries,
+                const TileOps& ops, const Executor& executor)
       : problem_(problem),
-        queries_(queries > 0 ? queries : problem.num_rows),
-        per_head_((problem.num_rows + queries_ - 1) / queries_),
-        rows_(RowBlock{0, 0, 0, queries_, problem.group()}.padded_rows()),
+        queries_(queries),
+        per_head_((problem.num_rows + queries - 1) / queries),
+        rows_(RowBlock{0, 0, 0, queries, problem.group()}.padded_rows()),
         size_(rows_ * round_up(problem.head_dim, kDimAlign)),
         packed_(heads() * per_head_ * size_) {
-    executor.run(heads() * per_head_, grain(size_), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        pack_rows(block(i), query, ops, problem.head_dim, packed_ + i * size_);
-      }
+    executor.run(heads() * per_head_, grain(size_), [&](Tasks& tasks) {
+      for (int64_t i = 0; tasks.take(i);) pack(block(i), query, ops, packed_ + i * size_);
     });
   }
 
@@ -30,10 +29,11 @@ class PackedQueries {
   int64_t per_head() const { return per_head_; }
   int64_t padded_rows() const { return rows_; }  // of the largest block
 
-  // Block i of head i / per_head (b * Hkv + h). Within a head the order is folded: see splits.h.
+  // Block i of head i / per_head (b * Hkv + h). Within a head the last queries, which see the most
+  // keys, come first: the dearest tasks should not be started last.
   RowBlock block(int64_t i) const {
     const int64_t head = i / per_head_;
-    const int64_t begin = folded(i % per_head_, per_head_) * queries_;
+    const int64_t begin = (per_head_ - 1 - i % per_head_) * queries_;
     return {head / problem_.num_kv_heads, head % problem_.num_kv_heads, begin,
             std::min(begin + queries_, problem_.num_rows), problem_.group()};
   }
@@ -44,6 +44,19 @@ class PackedQueries {
   }
 
  private:
+  void pack(const RowBlock& block, const TensorView& query, const TileOps& ops,
+            float* packed) const {
+    const void* rows[kRowGroup];
+    for (int64_t g = 0; g < block.groups(); ++g) {
+      for (int64_t r = 0; r < block.group_rows(g); ++r) {
+        const int64_t row = block.row_of_lane(g, r);
+        rows[r] = query.row(block.b, block.head(row), block.query(row));
+      }
+      ops.pack_query(rows, block.group_rows(g), static_cast<int>(problem_.head_dim),
+                     packed + packed_offset(g, problem_.head_dim));
+    }
+  }
+
   const Problem& problem_;
   const int64_t queries_;
   const int64_t per_head_;
@@ -51,17 +64,5 @@ class PackedQueries {
   const int64_t size_;
   Buffer<float> packed_;
 };
-
-// The log-sum-exp of one row block to base 2, from lse [B, Hq, L] (natural); padded rows get +inf,
-// so that their probability is 0.
-inline void fill_lse2(const Problem& problem, const RowBlock& block, const float* lse, float* out) {
-  constexpr float kLog2e = 1.44269504088896341f;
-  for (int64_t r = 0; r < block.padded_rows(); ++r) {
-    out[r] = r < block.rows()
-                 ? kLog2e * lse[(block.b * problem.num_heads + block.head(r)) * problem.num_rows +
-                                block.query(r)]
-                 : __builtin_huge_valf();
-  }
-}
 
 }  // namespace lookaheadkv::cpu

@@ -10,6 +10,7 @@
 #include "cpu/buffer.h"
 #include "cpu/isa/tile_ops.h"
 #include "cpu/kernels.h"
+#include "cpu/key_range.h"
 #include "cpu/packed_queries.h"
 #include "cpu/row_block.h"
 #include "cpu/splits.h"
@@ -23,24 +24,24 @@ class ScoreSweep {
  public:
   // `queries` holds one block per KV head.
   ScoreSweep(const Problem& problem, const TensorView& query, const TensorView& key,
-             const float* lse, float* scores, const PackedQueries& queries, int64_t chunk,
-             const Executor& executor)
+             const PackedQueries& queries, int64_t chunk, const float* lse, float* scores,
+             const Isa& isa, const Executor& executor)
       : problem_(problem),
         key_(key),
-        lse_(lse),
-        scores_(scores),
         queries_(queries),
         chunk_(chunk),
         chunks_(num_chunks(problem.num_prompt, chunk)),
-        executor_(executor),
-        isa_(active()),
-        ops_(isa_.tile_ops(query.dtype)) {}
+        lse_(lse),
+        scores_(scores),
+        isa_(isa),
+        ops_(isa.tile_ops(query.dtype)),
+        executor_(executor) {}
 
   // The KV heads [begin, end); tiles the cache holds are taken from it.
   void run(int64_t begin, int64_t end, const TileCache* cache) const {
-    executor_.run((end - begin) * chunks_, 1, [&](int64_t task, int64_t stop) {
+    executor_.run((end - begin) * chunks_, 1, [&](Tasks& tasks) {
       Worker worker(*this, cache);
-      for (; task < stop; ++task) worker.run(begin + task / chunks_, task % chunks_);
+      for (int64_t i = 0; tasks.take(i);) worker.run(begin + i / chunks_, i % chunks_);
     });
   }
 
@@ -66,7 +67,7 @@ class ScoreSweep {
       const RowBlock block = sweep_.queries_.block(head);
       const int64_t first = c * sweep_.chunk_;
       const int64_t last = std::min(first + sweep_.chunk_, p.num_prompt);
-      const KeyRange range = chunk_keys(p, block.b, first, last);
+      const KeyRange range = valid_keys_between(p, block.b, first, last);
       float* out = sweep_.scores_ + head * p.num_prompt;
       std::fill(out + first, out + last, 0.0f);
       fill_lse2(p, block, sweep_.lse_, lse2_.get());
@@ -124,44 +125,54 @@ class ScoreSweep {
 
   const Problem& problem_;
   const TensorView key_;
-  const float* const lse_;
-  float* const scores_;
   const PackedQueries& queries_;
   const int64_t chunk_;
   const int64_t chunks_;
-  const Executor& executor_;
+  const float* const lse_;
+  float* const scores_;
   const Isa& isa_;
   const TileOps& ops_;
+  const Executor& executor_;
 };
 
 }  // namespace
 
 void column_scores(const Problem& problem, const TensorView& query, const TensorView& key,
                    const float* lse, float* scores, const Executor& executor) {
-  const PackedQueries queries(problem, query, active().tile_ops(query.dtype), executor);
+  const Isa& isa = active();
+  const PackedQueries queries(problem, query, problem.num_rows, isa.tile_ops(query.dtype),
+                              executor);
   const int64_t chunk = keys_per_chunk(problem.num_prompt, queries.heads(), kWantedTasks);
-  ScoreSweep(problem, query, key, lse, scores, queries, chunk, executor)
+  ScoreSweep(problem, query, key, queries, chunk, lse, scores, isa, executor)
       .run(0, queries.heads(), nullptr);
 }
 
 void attention_and_scores(const Problem& problem, const TensorView& query, const TensorView& key,
                           const TensorView& value, void* out, float* lse, float* scores,
-                          const Executor& executor) {
-  const AttentionSweep attention(problem, query, key, value, out, lse, executor);
-  const PackedQueries& queries = attention.queries();
-  const int64_t heads = queries.heads();
-  if (queries.per_head() > 1) {
-    // More rows than one attention block: its tiles are not those of the column sum.
-    attention.run(0, heads, nullptr);
+                          const Executor& executor, int64_t tile_cache_bytes) {
+  const bool with_output = out != nullptr;
+  if (sweep_queries(problem, with_output) < problem.num_rows) {
+    // More rows than one attention block: the column sum wants all rows of a key in one place, so
+    // its tiles are not attention's.
+    attention(problem, query, key, value, out, lse, executor);
     column_scores(problem, query, key, lse, scores, executor);
     return;
   }
-  const TileCache cache(heads, attention.chunks(), attention.chunk() / kKeyTile,
-                        queries.padded_rows(), query.dtype != DType::kFloat32);
-  const ScoreSweep sum(problem, query, key, lse, scores, queries, attention.chunk(), executor);
-  for (int64_t head = 0; head < heads; head += cache.heads_per_round()) {
-    const int64_t end = std::min(head + cache.heads_per_round(), heads);
-    attention.run(head, end, &cache);
+  const Isa& isa = active();
+  const PackedQueries queries(problem, query, problem.num_rows, isa.tile_ops(query.dtype),
+                              executor);
+  const int64_t heads = queries.heads();
+  const int64_t bytes = query.dtype == DType::kFloat32 ? 4 : 2;
+  const TileCachePlan plan =
+      plan_tile_cache(heads, problem.num_prompt, queries.padded_rows(), bytes,
+                      with_output ? kWantedOutputTasks : kWantedTasks, tile_cache_bytes);
+  const TileCache cache(plan, queries.padded_rows(), bytes);
+  const AttentionSweep sweep(problem, query, key, value, queries, plan.chunk, out, lse, isa,
+                             executor);
+  const ScoreSweep sum(problem, query, key, queries, plan.chunk, lse, scores, isa, executor);
+  for (int64_t head = 0; head < heads; head += plan.heads_per_round) {
+    const int64_t end = std::min(head + plan.heads_per_round, heads);
+    sweep.run(head, end, &cache);
     sum.run(head, end, &cache);
   }
 }

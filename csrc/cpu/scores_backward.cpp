@@ -9,6 +9,7 @@
 #include "cpu/isa/convert.h"
 #include "cpu/isa/tile_ops.h"
 #include "cpu/kernels.h"
+#include "cpu/key_range.h"
 #include "cpu/packed_queries.h"
 #include "cpu/row_block.h"
 #include "cpu/splits.h"
@@ -16,6 +17,12 @@
 namespace lookaheadkv::cpu {
 
 namespace {
+
+// Every task keeps a partial dq: fewer tasks where that is large.
+int64_t wanted_tasks(int64_t acc_size) {
+  constexpr int64_t kMaxPartialFloats = 16 << 20;
+  return std::clamp<int64_t>(kMaxPartialFloats / acc_size, 1, kWantedOutputTasks);
+}
 
 // The query as contiguous fp32 [B, Hq, L, D].
 class FloatQuery {
@@ -145,7 +152,7 @@ class Backward {
     const RowBlock block = queries_.block(head);
     const float zeros[kKeyTile] = {};
     for (const bool prompt : {true, false}) {
-      const KeyRange range = prompt ? chunk_keys(problem_, block.b, first, last)
+      const KeyRange range = prompt ? valid_keys_between(problem_, block.b, first, last)
                                     : KeyRange{std::max(first, problem_.num_prompt), last};
       for (int64_t at = range.begin; at < range.end; at += kKeyTile) {
         const int n = static_cast<int>(std::min<int64_t>(kKeyTile, range.end - at));
@@ -188,57 +195,56 @@ class Backward {
 void column_scores_backward(const Problem& problem, const TensorView& query, const TensorView& key,
                             const float* lse, const float* grad_scores, void* grad_query,
                             void* grad_key, const Executor& executor) {
+  const int64_t heads = problem.batch * problem.num_kv_heads;
+  if (heads == 0) return;
   const Isa& isa = active();
   const FloatQuery float_query(problem, query, isa);
-  const PackedQueries queries(problem, float_query.view(), isa.float32, executor);
-  const int64_t heads = problem.batch * problem.num_kv_heads;
+  const PackedQueries queries(problem, float_query.view(), problem.num_rows, isa.float32, executor);
   const int64_t keys = problem.num_keys(), d = problem.head_dim;
-  const int64_t chunk = keys_per_chunk(keys, heads, kWantedTasks / 4);
-  const int64_t chunks = num_chunks(keys, chunk);
   const int64_t rows = queries.padded_rows();
   const int64_t acc_size = rows * round_up(d, kDimAlign);
+  const int64_t chunk = keys_per_chunk(keys, heads, wanted_tasks(acc_size));
+  const int64_t chunks = num_chunks(keys, chunk);
   Buffer<float> deltas(heads * chunks * rows);
   Buffer<float> accs(heads * chunks * acc_size);
 
   // Padded prompt keys are visited by nobody: their gradient is this zero.
   std::memset(grad_key, 0, static_cast<size_t>(heads * keys * d * element_size(key.dtype)));
-  executor.run(heads * chunks, 1, [&](int64_t begin, int64_t end) {
+  executor.run(heads * chunks, 1, [&](Tasks& tasks) {
     Backward backward(problem, key, lse, grad_scores, queries, float_query.view(), isa);
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t first = task % chunks * chunk;
-      backward.delta(task / chunks, first, std::min(first + chunk, keys), deltas + task * rows);
+    for (int64_t i = 0; tasks.take(i);) {
+      const int64_t first = i % chunks * chunk;
+      backward.delta(i / chunks, first, std::min(first + chunk, keys), deltas + i * rows);
     }
   });
-  executor.run(heads, grain(chunks * rows), [&](int64_t begin, int64_t end) {
-    for (int64_t head = begin; head < end; ++head) {
+  executor.run(heads, grain(chunks * rows), [&](Tasks& tasks) {
+    for (int64_t head = 0; tasks.take(head);) {
       float* total = deltas + head * chunks * rows;
       for (int64_t c = 1; c < chunks; ++c) {
         for (int64_t r = 0; r < rows; ++r) total[r] += total[c * rows + r];
       }
     }
   });
-  executor.run(heads * chunks, 1, [&](int64_t begin, int64_t end) {
+  executor.run(heads * chunks, 1, [&](Tasks& tasks) {
     Backward backward(problem, key, lse, grad_scores, queries, float_query.view(), isa);
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t head = task / chunks, first = task % chunks * chunk;
-      float* acc = accs + task * acc_size;
+    for (int64_t i = 0; tasks.take(i);) {
+      const int64_t head = i / chunks, first = i % chunks * chunk;
+      float* acc = accs + i * acc_size;
       std::fill(acc, acc + acc_size, 0.0f);
       backward.gradients(head, first, std::min(first + chunk, keys), deltas + head * chunks * rows,
                          acc, grad_key);
     }
   });
-  executor.run(heads, grain(chunks * acc_size), [&](int64_t begin, int64_t end) {
-    for (int64_t head = begin; head < end; ++head) {
+  executor.run(heads, grain(chunks * acc_size), [&](Tasks& tasks) {
+    for (int64_t head = 0; tasks.take(head);) {
       const RowBlock block = queries.block(head);
       for (int64_t r = 0; r < block.rows(); ++r) {
         const int64_t g = r / kRowGroup;
-        const int64_t row =
-            (block.b * problem.num_heads + block.head(r)) * problem.num_rows + block.query(r);
         for (int64_t k = 0; k < d; ++k) {
           const int64_t at = packed_offset(g, d) + k * block.group_rows(g) + r % kRowGroup;
           float sum = 0.0f;
           for (int64_t c = 0; c < chunks; ++c) sum += accs[(head * chunks + c) * acc_size + at];
-          store_float(grad_query, row * d + k, query.dtype, sum);
+          store_float(grad_query, block.flat(problem, r) * d + k, query.dtype, sum);
         }
       }
     }

@@ -18,7 +18,6 @@ namespace lookaheadkv::cpu {
 namespace {
 
 constexpr int64_t kBlock = 1024;       // keys pooled at once, stays in L1
-constexpr int64_t kProbe = 32;         // keys compared with the bound at once
 constexpr int64_t kGroupsPerKept = 4;  // more groups: a tighter bound, but a longer search for it
 
 // The best `budget` of a row of keys.
@@ -85,9 +84,9 @@ class PositionSet {
 
 class RowSelector {
  public:
-  RowSelector(const SelectOptions& options, int64_t num_prompt)
+  RowSelector(const SelectOptions& options, int64_t num_prompt, const Isa& isa)
       : options_(options),
-        isa_(active()),
+        isa_(isa),
         half_(options.pool_kernel / 2),
         topk_(num_prompt),
         kept_(num_prompt),
@@ -145,22 +144,21 @@ class RowSelector {
 
 void select(const Problem& problem, const float* scores, const SelectOptions& options,
             int32_t* indices, const Executor& executor) {
+  const Isa& isa = active();
   const int64_t kept = std::min(options.budget, problem.num_prompt) + options.append_rows;
-  executor.run(problem.batch * problem.num_kv_heads, grain(problem.num_prompt),
-               [&](int64_t begin, int64_t end) {
-                 RowSelector selector(options, problem.num_prompt);
-                 for (int64_t row = begin; row < end; ++row) {
-                   const KeyRange valid =
-                       valid_keys(problem.leftpad_k, problem.seqused_k, row / problem.num_kv_heads,
-                                  problem.num_prompt);
-                   int32_t* out = indices + row * kept;
-                   int32_t* at = selector.run(scores + row * problem.num_prompt, valid, out);
-                   for (int64_t i = 0; i < options.append_rows; ++i) {
-                     *at++ = static_cast<int32_t>(problem.num_prompt + i);
-                   }
-                   std::fill(at, out + kept, -1);
-                 }
-               });
+  executor.run(problem.batch * problem.num_kv_heads, grain(problem.num_prompt), [&](Tasks& tasks) {
+    RowSelector selector(options, problem.num_prompt, isa);
+    for (int64_t row = 0; tasks.take(row);) {
+      const KeyRange valid = valid_keys(problem.leftpad_k, problem.seqused_k,
+                                        row / problem.num_kv_heads, problem.num_prompt);
+      int32_t* out = indices + row * kept;
+      int32_t* at = selector.run(scores + row * problem.num_prompt, valid, out);
+      for (int64_t i = 0; i < options.append_rows; ++i) {
+        *at++ = static_cast<int32_t>(problem.num_prompt + i);
+      }
+      std::fill(at, out + kept, -1);
+    }
+  });
 }
 
 }  // namespace lookaheadkv::cpu

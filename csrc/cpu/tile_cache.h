@@ -8,31 +8,52 @@
 
 #include "cpu/buffer.h"
 #include "cpu/isa/tile_ops.h"
+#include "cpu/splits.h"
 
 namespace lookaheadkv::cpu {
 
-// About one KV head of a 32K prompt in fp32 (128 rows), or two in 16 bits: fits a usual L3.
-constexpr int64_t kTileCacheBytes = int64_t{20} << 20;
+// Bytes of one tile: row maxima, then probabilities of `element_size` bytes.
+constexpr int64_t tile_bytes(int64_t padded_rows, int64_t element_size) {
+  return padded_rows * (4 + kKeyTile * element_size);
+}
+
+// How a call is cut so that its tiles fit.
+struct TileCachePlan {
+  int64_t heads_per_round;  // KV heads swept together
+  int64_t chunk;            // prompt keys per task
+  int64_t chunks;           // per head
+  int64_t cached_chunks;    // of them, those whose tiles are kept
+};
+
+constexpr TileCachePlan plan_tile_cache(int64_t heads, int64_t num_prompt, int64_t padded_rows,
+                                        int64_t element_size, int64_t wanted_tasks, int64_t bytes) {
+  const int64_t tile = tile_bytes(padded_rows, element_size);
+  const int64_t tiles = std::max<int64_t>(1, (num_prompt + kKeyTile - 1) / kKeyTile);
+  heads = std::max<int64_t>(1, heads);
+  // The heads of one round share the tasks that keep all threads busy.
+  for (const int64_t round : {std::clamp<int64_t>(bytes / (tiles * tile), 1, heads), heads}) {
+    const int64_t chunk = keys_per_chunk(num_prompt, round, wanted_tasks);
+    const int64_t chunks = num_chunks(num_prompt, chunk);
+    const int64_t cached = std::min(chunks, bytes / (round * (chunk / kKeyTile) * tile));
+    // Where not even one chunk fits there is no reason for rounds.
+    if (cached > 0 || round == heads) return {round, chunk, chunks, cached};
+  }
+  return {};  // not reached: the second round is `heads`
+}
 
 class TileCache {
  public:
-  // Tiles of kKeyTile keys by padded_rows rows, `chunks` chunks of `tiles` tiles for each of
-  // `heads` KV heads. fp32 inputs keep fp32 probabilities, 16-bit inputs 16-bit ones
-  // (VectorOps::compress).
-  TileCache(int64_t heads, int64_t chunks, int64_t tiles, int64_t padded_rows, bool compressed)
-      : chunks_(chunks),
-        tiles_(tiles),
+  // fp32 inputs keep fp32 probabilities, 16-bit inputs compressed ones (compressed_probability.h).
+  TileCache(const TileCachePlan& plan, int64_t padded_rows, int64_t element_size)
+      : heads_(plan.heads_per_round),
+        chunks_(plan.cached_chunks),
+        tiles_(plan.chunk / kKeyTile),
         padded_rows_(padded_rows),
-        element_size_(compressed ? 2 : 4),
-        slot_(padded_rows * (4 + kKeyTile * element_size_)),
-        heads_(std::clamp<int64_t>(kTileCacheBytes / std::max<int64_t>(1, chunks * tiles * slot_),
-                                   1, std::max<int64_t>(1, heads))),
-        cached_chunks_(std::min(chunks, kTileCacheBytes / (tiles * slot_))),
-        data_(heads_ * cached_chunks_ * tiles * slot_) {}
+        element_size_(element_size),
+        data_(heads_ * chunks_ * tiles_ * tile_bytes(padded_rows, element_size)) {}
 
-  int64_t heads_per_round() const { return heads_; }
   bool compressed() const { return element_size_ == 2; }
-  bool holds(int64_t chunk) const { return chunk < cached_chunks_; }
+  bool holds(int64_t chunk) const { return chunk < chunks_; }
 
   // Row maxima [padded_rows] the probabilities of a tile are relative to.
   float* maxima(int64_t head, int64_t chunk, int64_t tile) const {
@@ -44,17 +65,17 @@ class TileCache {
   }
 
  private:
+  // Rounds start at multiples of heads_, so a head's place in its round is the remainder.
   char* slot(int64_t head, int64_t chunk, int64_t tile) const {
-    return data_ + ((head % heads_ * cached_chunks_ + chunk) * tiles_ + tile) * slot_;
+    return data_ + ((head % heads_ * chunks_ + chunk) * tiles_ + tile) *
+                       tile_bytes(padded_rows_, element_size_);
   }
 
+  const int64_t heads_;
   const int64_t chunks_;
   const int64_t tiles_;
   const int64_t padded_rows_;
   const int64_t element_size_;
-  const int64_t slot_;  // bytes of one tile
-  const int64_t heads_;
-  const int64_t cached_chunks_;
   Buffer<char> data_;
 };
 

@@ -1,7 +1,6 @@
 #include "numpy/arrays.h"
 
 #include <algorithm>
-#include <stdexcept>
 
 namespace lookaheadkv::numpy {
 
@@ -15,15 +14,12 @@ std::string dtype_name(const py::dtype& dtype) {
 
 }  // namespace
 
-TensorInfo describe(const std::string& op, const std::string& name, const py::array& array) {
+TensorInfo describe(const std::string& name, const py::array& array) {
   TensorInfo info;
   info.name = name;
   info.dtype = dtype_name(array.dtype());
   info.device = "cpu";
-  if (!array.attr("flags").attr("aligned").cast<bool>()) {
-    throw std::invalid_argument("lookaheadkv." + op + ": " + name +
-                                " must be aligned to its element size");
-  }
+  info.aligned = array.attr("flags").attr("aligned").cast<bool>();
   // Aligned elements have strides of whole elements, but for dimensions of size 1, which are never
   // stepped along. Elements of size 0 ("V0") fail the checks of the dtype.
   const py::ssize_t itemsize = std::max<py::ssize_t>(1, array.itemsize());

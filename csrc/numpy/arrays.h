@@ -16,9 +16,8 @@ namespace py = pybind11;
 
 using OptionalArray = std::optional<py::array>;
 
-// What the checks need to know. Throws std::invalid_argument for misaligned memory, which only
-// NumPy has.
-TensorInfo describe(const std::string& op, const std::string& name, const py::array& array);
+// What the checks need to know.
+TensorInfo describe(const std::string& name, const py::array& array);
 
 // A [B, H, S, D] array that passed validation.
 TensorView view(const py::array& array);

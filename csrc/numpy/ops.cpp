@@ -34,10 +34,10 @@ class Lengths {
           int64_t batch, const std::string& owner)
       : op_(op), batch_(batch) {
     const Validator validator(op);
-    if (leftpad_k) validator.lengths(describe(op, "leftpad_k", *leftpad_k), batch, owner, kDevice);
-    if (seqused_k) validator.lengths(describe(op, "seqused_k", *seqused_k), batch, owner, kDevice);
-    if (leftpad_k) leftpad_k_ = Contiguous<int32_t>::ensure(*leftpad_k);
-    if (seqused_k) seqused_k_ = Contiguous<int32_t>::ensure(*seqused_k);
+    if (leftpad_k) validator.lengths(describe("leftpad_k", *leftpad_k), batch, owner, kDevice);
+    if (seqused_k) validator.lengths(describe("seqused_k", *seqused_k), batch, owner, kDevice);
+    if (leftpad_k) leftpad_k_ = Contiguous<int32_t>(*leftpad_k);
+    if (seqused_k) seqused_k_ = Contiguous<int32_t>(*seqused_k);
   }
 
   // After the checks of everything's type: the values.
@@ -81,7 +81,7 @@ py::array empty_scores(const Problem& problem) {
 
 void check_lse(const std::string& op, const OptionalArray& lse, const py::array& query) {
   if (lse) {
-    Validator(op).float_tensor(describe(op, "lse", *lse),
+    Validator(op).float_tensor(describe("lse", *lse),
                                {query.shape(0), query.shape(1), query.shape(2)}, "query", kDevice);
   }
 }
@@ -92,7 +92,7 @@ py::array scores_of(const Problem& problem, const TensorView& query, const Tenso
   py::array scores = empty_scores(problem);
   float* data = floats(scores);
   if (lse) {
-    const Contiguous<float> given = Contiguous<float>::ensure(*lse);
+    const Contiguous<float> given(*lse);
     const float* sums = given.data();
     py::gil_scoped_release unlocked;
     cpu::column_scores(problem, query, key, sums, data, threads);
@@ -136,8 +136,8 @@ Attention lookahead_attention(const py::array& query, const py::array& key, cons
                               const OptionalArray& seqused_k, OptionalThreads num_threads) {
   const std::string op = "lookahead_attention";
   const Validator validator(op);
-  const TensorInfo value_info = describe(op, "value", value);
-  validator.attention_inputs(describe(op, "query", query), describe(op, "key", key), &value_info);
+  const TensorInfo value_info = describe("value", value);
+  validator.attention_inputs(describe("query", query), describe("key", key), &value_info);
   const Lengths lengths(op, leftpad_k, seqused_k, query.shape(0), "query");
   Problem problem = problem_of(query, key, scale);
   lengths.put_into(problem);
@@ -162,7 +162,7 @@ py::array column_scores(const py::array& query, const py::array& key, const Opti
                         const OptionalArray& seqused_k, OptionalThreads num_threads) {
   const std::string op = "column_scores";
   const Validator validator(op);
-  validator.attention_inputs(describe(op, "query", query), describe(op, "key", key), nullptr);
+  validator.attention_inputs(describe("query", query), describe("key", key), nullptr);
   check_lse(op, lse, query);
   const Lengths lengths(op, leftpad_k, seqused_k, query.shape(0), "query");
   Problem problem = problem_of(query, key, scale);
@@ -178,8 +178,8 @@ Attention prefill_attention(const py::array& query, const py::array& key, const 
                             OptionalThreads num_threads) {
   const std::string op = "prefill_attention";
   const Validator validator(op);
-  validator.prefill_inputs(describe(op, "query", query), describe(op, "key", key),
-                           describe(op, "value", value), num_lookahead);
+  validator.prefill_inputs(describe("query", query), describe("key", key), describe("value", value),
+                           num_lookahead);
   validator.scale(scale);
   const ThreadExecutor threads = executor(op, num_threads);
 
@@ -214,7 +214,7 @@ py::array select(const py::array& scores, int64_t budget, int64_t pool_kernel, i
                  OptionalThreads num_threads) {
   const std::string op = "select";
   const Validator validator(op);
-  validator.scores_input(describe(op, "scores", scores));
+  validator.scores_input(describe("scores", scores));
   const Lengths lengths(op, leftpad_k, seqused_k, scores.shape(0), "scores");
   Problem problem;
   problem.batch = scores.shape(0);
@@ -224,7 +224,7 @@ py::array select(const py::array& scores, int64_t budget, int64_t pool_kernel, i
   validator.budget(budget, pool_kernel, num_sink, num_recent, std::nullopt);
   const ThreadExecutor threads = executor(op, num_threads);
 
-  const Contiguous<float> ordered = Contiguous<float>::ensure(scores);
+  const Contiguous<float> ordered(scores);
   return indices_of(problem, ordered.data(), {budget, pool_kernel, num_sink, num_recent, 0},
                     threads);
 }
@@ -233,9 +233,9 @@ KeyValue gather_kv(const py::array& key, const py::array& value, const py::array
                    OptionalThreads num_threads) {
   const std::string op = "gather_kv";
   const Validator validator(op);
-  validator.gather_inputs(describe(op, "key", key), describe(op, "value", value),
-                          describe(op, "indices", indices));
-  const Contiguous<int32_t> ordered = Contiguous<int32_t>::ensure(indices);
+  validator.gather_inputs(describe("key", key), describe("value", value),
+                          describe("indices", indices));
+  const Contiguous<int32_t> ordered(indices);
   validator.index_values(ordered.data(), key.shape(0), key.shape(1), indices.shape(2),
                          key.shape(2));
   return rows_of(key, value, ordered.data(), indices.shape(2), executor(op, num_threads));
@@ -248,8 +248,8 @@ Evicted score_and_evict(const py::array& query, const py::array& key, const py::
                         const OptionalArray& seqused_k, OptionalThreads num_threads) {
   const std::string op = "score_and_evict";
   const Validator validator(op);
-  const TensorInfo value_info = describe(op, "value", value);
-  validator.attention_inputs(describe(op, "query", query), describe(op, "key", key), &value_info);
+  const TensorInfo value_info = describe("value", value);
+  validator.attention_inputs(describe("query", query), describe("key", key), &value_info);
   check_lse(op, lse, query);
   const Lengths lengths(op, leftpad_k, seqused_k, query.shape(0), "query");
   Problem problem = problem_of(query, key, scale);

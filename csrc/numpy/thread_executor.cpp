@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <exception>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -20,29 +19,26 @@ int64_t usable_cpus() {
   return std::max<int64_t>(1, std::thread::hardware_concurrency());
 }
 
-void ThreadExecutor::run(int64_t tasks, int64_t grain,
-                         const std::function<void(int64_t, int64_t)>& body) const {
-  const int64_t parts = std::min((tasks + grain - 1) / grain, num_threads_);
-  if (parts < 1) return;
-  std::vector<std::exception_ptr> errors(parts);
-  const auto run_part = [&](int64_t part) {
+void ThreadExecutor::run(int64_t tasks, int64_t grain, const Body& body) const {
+  const int64_t count = std::min((tasks + grain - 1) / grain, num_threads_);
+  if (count < 1) return;
+  cpu::Tasks source(tasks);
+  std::vector<std::exception_ptr> errors(count);
+  const auto take_tasks = [&](int64_t thread) {
     try {
-      body(tasks / parts * part + std::min(part, tasks % parts),
-           tasks / parts * (part + 1) + std::min(part + 1, tasks % parts));
+      body(source);
     } catch (...) {
-      errors[part] = std::current_exception();
+      errors[thread] = std::current_exception();
     }
   };
   std::vector<std::thread> threads;
-  threads.reserve(parts - 1);
-  int64_t started = 1;  // part 0 is the caller's
+  threads.reserve(count - 1);
   try {
-    for (; started < parts; ++started) threads.emplace_back(run_part, started);
-  } catch (const std::system_error&) {
-    // No more threads to be had: the caller does the remaining parts itself.
+    for (int64_t thread = 1; thread < count; ++thread) threads.emplace_back(take_tasks, thread);
+  } catch (...) {
+    // No more threads to be had: those that started, and the caller, do all tasks.
   }
-  run_part(0);
-  for (int64_t part = started; part < parts; ++part) run_part(part);
+  take_tasks(0);
   for (std::thread& thread : threads) thread.join();
   for (const std::exception_ptr& error : errors) {
     if (error) std::rethrow_exception(error);

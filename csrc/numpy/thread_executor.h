@@ -12,8 +12,7 @@ class ThreadExecutor : public cpu::Executor {
  public:
   explicit ThreadExecutor(int64_t num_threads) : num_threads_(num_threads) {}
 
-  void run(int64_t tasks, int64_t grain,
-           const std::function<void(int64_t, int64_t)>& body) const override;
+  void run(int64_t tasks, int64_t grain, const Body& body) const override;
 
  private:
   int64_t num_threads_;

@@ -5,7 +5,9 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <cctype>
 #include <cmath>
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
@@ -46,8 +48,13 @@ inline std::string dtype_name(ScalarType dtype) {
       return "bool";
     case ScalarType::BFloat16:
       return "bfloat16";
-    default:
-      return torch::headeronly::toString(dtype);
+    case ScalarType::ComplexHalf:
+      return "complex32";
+    default: {  // "UInt16", "Float8_e4m3fn": Python's names in capitals
+      std::string name = torch::headeronly::toString(dtype);
+      for (char& letter : name) letter = static_cast<char>(std::tolower(letter));
+      return name;
+    }
   }
 }
 
@@ -60,11 +67,13 @@ inline std::string device_name(const Tensor& tensor) {
 inline TensorInfo info(const std::string& name, const Tensor& tensor) {
   const auto sizes = tensor.sizes();
   const auto strides = tensor.strides();
+  const auto address = reinterpret_cast<uintptr_t>(tensor.data_ptr());
   return {name,
           dtype_name(tensor.scalar_type()),
           device_name(tensor),
           {sizes.begin(), sizes.end()},
-          {strides.begin(), strides.end()}};
+          {strides.begin(), strides.end()},
+          address % tensor.element_size() == 0};
 }
 
 // Of a validated [B, H, S, D] tensor.

@@ -23,7 +23,7 @@ struct V {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, set1(-kInfinity), _CMP_NEQ_UQ), a);
   }
 
-  // 2^x; 0 far below the normal range; NaN for NaN and +inf.
+  // 2^x; 0 below 2^-149; NaN for NaN; inf from 2^128 on.
   static Reg exp2(Reg x) {
     x = _mm512_max_ps(set1(-150.0f), x);  // operand order keeps NaN
     const Reg n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

@@ -371,8 +371,7 @@ int64_t collect_keys(const uint32_t* keys, int64_t count, uint32_t bound, uint64
 }
 
 constexpr VectorOps vector_ops() {
-  return {V::kLanes,
-          accumulate_lse,
+  return {accumulate_lse,
           accumulate_softmax,
           accumulate_columns,
           compress,

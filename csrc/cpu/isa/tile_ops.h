@@ -22,6 +22,7 @@ constexpr int kRowGroup = 64;  // rows of one logits tile: four AVX-512 register
 constexpr int kRowAlign = 16;
 constexpr int kDimAlign = 32;  // packed operands are padded to this many head dims
 constexpr int kMaxLanes = 16;
+constexpr double kLog2e = 1.4426950408889634074;
 constexpr int kKeyLanes = 16;  // rank keys are compared this many at a time
 
 // The left operand of gemm. Step k of row i (one float, or a pair of bf16) starts at element
@@ -56,8 +57,6 @@ struct TileOps {
 // Operations on fp32 tiles, the same for every dtype. `factor` is scale * log2(e): exponentials are
 // powers of two throughout.
 struct VectorOps {
-  int lanes;
-
   // Online softmax, exponentials only summed: folds a logits tile into row maxima m and sums l
   // (both in units of factor * s).
   void (*accumulate_lse)(const float* s, int n, int rows, float factor, float* m, float* l);
@@ -136,7 +135,7 @@ extern const Isa kAmx;
 // The instruction set in use, see active_isa() in kernels.h.
 const Isa& active();
 
-constexpr int64_t round_up(int64_t value, int64_t multiple) {
+static constexpr int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
