@@ -46,7 +46,7 @@ class Executor {
 void attention(const Problem& problem, const TensorView& query, const TensorView& key,
                const TensorView& value, void* out, float* lse, const Executor& executor);
 
-// --- scores (scores.cpp, scores_backward.cpp)
+// --- scores (scores.cpp)
 
 // scores [B, Hkv, N]: mean over the G * L rows of exp(scale * q k^T - lse); 0 on padding.
 void column_scores(const Problem& problem, const TensorView& query, const TensorView& key,
@@ -59,6 +59,16 @@ constexpr int64_t kTileCacheBytes = int64_t{20} << 20;
 void attention_and_scores(const Problem& problem, const TensorView& query, const TensorView& key,
                           const TensorView& value, void* out, float* lse, float* scores,
                           const Executor& executor, int64_t tile_cache_bytes = kTileCacheBytes);
+
+// --- the whole prompt (prefill.cpp)
+
+// All S = N + L rows of `query` [B, Hq, S, D], causal: out [B, Hq, S, D], lse [B, Hq, S], and the
+// scores [B, Hkv, N] of the last L rows. `problem` describes those L rows.
+void prefill_attention(const Problem& problem, const TensorView& query, const TensorView& key,
+                       const TensorView& value, void* out, float* lse, float* scores,
+                       const Executor& executor);
+
+// --- backward (scores_backward.cpp)
 
 // grad_query [B, Hq, L, D] and grad_key [B, Hkv, N + L, D], contiguous, in the inputs' dtype.
 void column_scores_backward(const Problem& problem, const TensorView& query, const TensorView& key,

@@ -2,9 +2,9 @@
 // signatures and lookaheadkv_kernels/ops.py for what each op means.
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <exception>
 #include <mutex>
-#include <stdexcept>
 #include <string>
 #include <tuple>
 
@@ -177,23 +177,20 @@ std::tuple<Tensor, Tensor, Tensor> op_prefill_attention(Tensor query, Tensor key
                                                         std::optional<double> scale) {
   const Validator check("prefill_attention");
   check.prefill_inputs(info("query", query), info("key", key), info("value", value), num_lookahead);
-  // All S rows attend as L = S rows over N = 0 prompt keys; the scores are those of the last rows.
-  const Call call(check, query, key, &value, std::nullopt, scale, std::nullopt, std::nullopt);
-  const Problem& p = call.problem;
-  Tensor out = empty_like_device(query, {p.batch, p.num_heads, p.num_rows, p.head_dim});
-  Tensor lse = empty_lse(p, query);
-  attention(p, view(query), view(key), view(value), out.mutable_data_ptr(),
-            lse.mutable_data_ptr<float>(), kExecutor);
-
-  Problem tail = p;
-  tail.num_prompt = p.num_rows - num_lookahead;
-  tail.num_rows = num_lookahead;
-  const Tensor rows = torch::stable::narrow(query, 2, tail.num_prompt, num_lookahead);
-  const Tensor rows_lse =
-      torch::stable::contiguous(torch::stable::narrow(lse, 2, tail.num_prompt, num_lookahead));
-  Tensor scores = empty_scores(tail, query);
-  column_scores(tail, view(rows), view(key), rows_lse.const_data_ptr<float>(),
-                scores.mutable_data_ptr<float>(), kExecutor);
+  check.scale(scale);
+  Problem p;
+  p.batch = query.size(0);
+  p.num_heads = query.size(1);
+  p.num_kv_heads = key.size(1);
+  p.num_rows = num_lookahead;
+  p.num_prompt = key.size(2) - num_lookahead;
+  p.head_dim = query.size(3);
+  p.scale = scale.value_or(1.0 / std::sqrt(static_cast<double>(p.head_dim)));
+  Tensor out = empty_like_device(query, {p.batch, p.num_heads, p.num_keys(), p.head_dim});
+  Tensor lse = empty_like_device(query, {p.batch, p.num_heads, p.num_keys()}, ScalarType::Float);
+  Tensor scores = empty_scores(p, query);
+  prefill_attention(p, view(query), view(key), view(value), out.mutable_data_ptr(),
+                    lse.mutable_data_ptr<float>(), scores.mutable_data_ptr<float>(), kExecutor);
   return {out, lse, scores};
 }
 
@@ -256,27 +253,3 @@ STABLE_TORCH_LIBRARY_IMPL(lookaheadkv, CPU, m) {
 }
 
 }  // namespace lookaheadkv::cpu
-
-// Facts for `lookaheadkv info`, read through ctypes.
-extern "C" {
-
-__attribute__((visibility("default"))) const char* lookaheadkv_cpu_supported_isas() {
-  static const std::string names = [] {
-    std::string joined;
-    for (const char* name : lookaheadkv::cpu::supported_isas()) {
-      joined += (joined.empty() ? "" : ",") + std::string(name);
-    }
-    return joined;
-  }();
-  return names.c_str();
-}
-
-// Null when LOOKAHEADKV_CPU_ISA names an instruction set that is not there.
-__attribute__((visibility("default"))) const char* lookaheadkv_cpu_active_isa() {
-  try {
-    return lookaheadkv::cpu::active_isa();
-  } catch (const std::invalid_argument&) {
-    return nullptr;
-  }
-}
-}

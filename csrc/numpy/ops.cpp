@@ -183,28 +183,18 @@ Attention prefill_attention(const py::array& query, const py::array& key, const 
   validator.scale(scale);
   const ThreadExecutor threads = executor(op, num_threads);
 
-  // All S rows, none of them behind a prompt; then the last L of them as observation rows.
   const Problem all = problem_of(query, key, scale);
   Problem tail = all;
   tail.num_rows = num_lookahead;
   tail.num_prompt = all.num_rows - num_lookahead;
   const TensorView query_view = view(query), key_view = view(key), value_view = view(value);
-  TensorView tail_query = query_view;
-  tail_query.data = query_view.row(0, 0, tail.num_prompt);
-
   Attention result{empty(query.dtype(), query_shape(all)), empty_lse(all), empty_scores(tail)};
   void* out = result.out.mutable_data();
   float* lse = floats(result.lse);
   float* scores = floats(result.scores);
-  std::vector<float> tail_lse(all.batch * all.num_heads * num_lookahead);
   {
     py::gil_scoped_release unlocked;
-    cpu::attention(all, query_view, key_view, value_view, out, lse, threads);
-    for (int64_t row = 0; row < all.batch * all.num_heads; ++row) {
-      std::copy_n(lse + row * all.num_rows + tail.num_prompt, num_lookahead,
-                  tail_lse.data() + row * num_lookahead);
-    }
-    cpu::column_scores(tail, tail_query, key_view, tail_lse.data(), scores, threads);
+    cpu::prefill_attention(tail, query_view, key_view, value_view, out, lse, scores, threads);
   }
   return result;
 }
