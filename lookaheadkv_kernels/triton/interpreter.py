@@ -1,0 +1,62 @@
+"""Running kernels in Triton's interpreter: on CPU tensors, with NumPy, for tests without a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@contextlib.contextmanager
+def _scalars_as_indices() -> Iterator[None]:
+    """Let ``range`` take the interpreter's scalars, which are one-element arrays.
+
+    NumPy 2.4 no longer turns those into integers by itself, which Triton 3.6 relies on.
+    """
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patch_with_index(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch_with_index
+    try:
+        yield
+    finally:
+        interpreter._patch_lang_tensor = patch
+
+
+def run(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
+    """Run in the interpreter, which multiplies bfloat16 as integers: float32 stands in for it.
+
+    Kernels name their results ``out...``; those are rounded back.
+    """
+    wide = {name: _widened(value) for name, value in arguments.items()}
+    wide.pop("num_warps", None)
+    wide.pop("num_stages", None)
+    with _scalars_as_indices():
+        kernel[grid](**wide)
+    for name, value in arguments.items():
+        if name.startswith("out") and wide[name] is not value:
+            value.copy_(wide[name])
+
+
+def _widened(value: Any) -> Any:
+    """A bfloat16 tensor or descriptor as float32 with the same strides; anything else as it is."""
+    if isinstance(value, Tensor) and value.dtype == torch.bfloat16:
+        if value.numel() == 0:
+            return value.float()
+        extent = 1 + sum(
+            (n - 1) * stride for n, stride in zip(value.shape, value.stride(), strict=True)
+        )
+        memory = value.as_strided((extent,), (1,)).float()
+        return memory.as_strided(value.shape, value.stride(), 0)
+    if hasattr(value, "block_shape"):
+        base = _widened(value.base)
+        return type(value)(base, value.shape, value.strides, value.block_shape)
+    return value
