@@ -1,27 +1,51 @@
 """The Triton backend: NVIDIA GPUs without the compiled library, AMD GPUs, and chips to come.
 
-The four rooms are attention.py (and prefill.py), scores.py (and its gradient), select.py (and long
-rows) and gather.py; heuristics.py chooses tiles and splits, launch.py runs or records kernels.
-Importing this package imports nothing of Triton; :func:`register` does.
+The four rooms are attention.py (and prefill.py), scores.py (and scores_backward.py), select.py (and
+select_long.py) and gather.py. heuristics.py chooses tiles and splits, launch.py runs or records
+kernels, ops.py checks and calls. Triton itself is imported at the first call of an op.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
-from .target import available, interpreting
+from .target import available, interpreting, served_device
 
-__all__ = ["available", "interpreting", "register"]
+__all__ = ["available", "interpreting", "register", "served_device"]
+
+OPS = (
+    "lookahead_attention",
+    "column_scores",
+    "column_scores_backward",
+    "prefill_attention",
+    "select",
+    "gather_kv",
+    "score_and_evict",
+)
 
 
-def register(key: str) -> torch.library.Library:
-    """Serve dispatch key ``key`` ("CUDA", or "CPU" in the interpreter) for as long as it lives.
+def _on_first_call(name: str) -> Callable[..., Any]:
+    def call(*args: Any, **options: Any) -> Any:
+        from . import ops
 
-    Kernels that were registered for the key before serve it again when the library is destroyed.
+        return getattr(ops, name)(*args, **options)
+
+    return call
+
+
+def register() -> torch.library.Library:
+    """Serve the tensors of :func:`served_device` until the returned library is destroyed.
+
+    Kernels that were registered for that device before serve it again from then on.
     """
-    from .ops import OPS
-
+    key = served_device().upper()
     library = torch.library.Library("lookaheadkv", "IMPL", key)
-    for name, function in OPS.items():
-        library.impl(name, function, key, allow_override=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Warning only once for all operators")
+        for name in OPS:
+            library.impl(name, _on_first_call(name), key, allow_override=True)
     return library

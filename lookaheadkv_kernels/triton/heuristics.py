@@ -11,6 +11,9 @@ from dataclasses import dataclass
 MAX_ROW_TILE = 128
 # Rows up to this length are selected by one program that holds the whole row in registers.
 MAX_ROW_IN_REGISTERS = 32768
+# Rows up to this length are pooled by the program that selects; longer ones by many, before it.
+MAX_ROW_POOLED_IN_REGISTERS = 8192
+SELECT_CHUNK = 4096
 # Wider pools are widened by doubling in memory: log2(pool) sweeps instead of pool loads a position.
 MAX_FUSED_POOL = 31
 HISTOGRAM_CHUNK = 8192
@@ -83,11 +86,14 @@ def key_tile(head_dim: int, element_size: int) -> int:
     return 64 if block_dim(head_dim) <= 128 else 32
 
 
-def pipeline_stages(resident: int, per_stage: int, target: Target) -> int:
-    """How many key tiles are in flight, from what shared memory holds beside ``resident`` bytes."""
+def pipeline_stages(fixed: int, per_stage: int, target: Target, programs: int = 1) -> int:
+    """How many key tiles are in flight, from what shared memory holds beside ``fixed`` bytes.
+
+    ``programs`` share a multiprocessor.
+    """
     if target.backend == "hip":
         return 2  # registers, not shared memory, hold the tiles in flight there
-    return max(1, min(4, (target.shared_memory - resident) // per_stage))
+    return max(1, min(4, (target.shared_memory // programs - fixed) // per_stage))
 
 
 def splits(units: int, tiles: int, num_sms: int, min_tiles: int = 4) -> tuple[int, int]:
@@ -115,8 +121,11 @@ def attention(
         key_tile(head_dim, element_size),
     )
     width = block_dim(head_dim)
+    # The output accumulators fill the registers with one program; without them two fit, and one
+    # computes while the other waits for its tile.
+    resident = 1 if with_value else 2
     num_splits, tiles_per_split = splits(
-        units * ceil_div(rows, block_rows), ceil_div(keys, block_keys), target.num_sms
+        units * ceil_div(rows, block_rows), ceil_div(keys, block_keys), resident * target.num_sms
     )
     per_stage = block_keys * width * element_size * (2 if with_value else 1)
     return Sweep(
@@ -126,7 +135,7 @@ def attention(
         num_splits,
         tiles_per_split,
         8 if block_rows == MAX_ROW_TILE or block_rows * width > 64 * 128 else 4,
-        pipeline_stages((block_rows * width + 1024) * element_size, per_stage, target),
+        pipeline_stages((block_rows * width + 1024) * element_size, per_stage, target, resident),
     )
 
 
@@ -136,14 +145,15 @@ def scores(
     """The sweep that adds up columns: keys are the rows of the matrix product there."""
     block_rows, width = row_tile(rows, head_dim, element_size), block_dim(head_dim)
     block_keys = 128 if width <= 128 and element_size == 2 else key_tile(head_dim, element_size) * 2
-    if target.backend == "interpreter":
-        block_keys = key_tile(head_dim, element_size)
-    num_splits, tiles_per_split = splits(
-        units, ceil_div(keys, block_keys), target.num_sms, min_tiles=2
-    )
-    resident = (block_rows * width + 1024) * element_size
+    fixed = (block_rows * width + 1024) * element_size
     if rows > block_rows:
-        resident *= 2  # the next row tile is loaded while this one is used
+        fixed *= 2  # the next row tile is loaded while this one is used
+    key_bytes = width * element_size
+    while block_keys > 16 and pipeline_stages(fixed, block_keys * key_bytes, target, 2) < 2:
+        block_keys //= 2
+    num_splits, tiles_per_split = splits(
+        units, ceil_div(keys, block_keys), 2 * target.num_sms, min_tiles=2
+    )
     return Sweep(
         block_rows,
         block_keys,
@@ -151,7 +161,7 @@ def scores(
         num_splits,
         tiles_per_split,
         8 if block_keys == 128 and block_rows >= 64 else 4,
-        pipeline_stages(resident, block_keys * width * element_size, target),
+        pipeline_stages(fixed, block_keys * key_bytes, target, 2),
     )
 
 
@@ -165,7 +175,7 @@ def backward(
     num_splits, tiles_per_split = splits(
         units * ceil_div(rows, block_rows), ceil_div(keys, block_keys), target.num_sms
     )
-    resident = (block_rows * width + 1024) * element_size * 2
+    fixed = (block_rows * width + 1024) * element_size * 2
     return Sweep(
         block_rows,
         block_keys,
@@ -173,7 +183,7 @@ def backward(
         num_splits,
         tiles_per_split,
         4,
-        min(2, pipeline_stages(resident, block_keys * width * element_size * 2, target)),
+        min(2, pipeline_stages(fixed, block_keys * width * element_size * 2, target)),
     )
 
 

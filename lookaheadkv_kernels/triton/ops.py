@@ -6,8 +6,6 @@ The twin of csrc/cpu/ops.cpp. Nothing here waits for the device.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
@@ -188,17 +186,3 @@ def score_and_evict(
     selection = Selection(budget - appended, pool_kernel, num_sink, num_recent, appended)
     indices = launch_select(scores, selection, problem.leftpad_k, problem.seqused_k)
     return (*launch_gather_kv(key, value, indices), indices, scores)
-
-
-OPS: dict[str, Callable[..., Any]] = {
-    function.__name__: function
-    for function in (
-        lookahead_attention,
-        column_scores,
-        column_scores_backward,
-        prefill_attention,
-        select,
-        gather_kv,
-        score_and_evict,
-    )
-}

@@ -84,6 +84,7 @@ def select_row_kernel(
     num_slots,
     POOLED: tl.constexpr,
     BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
     """One row, held in registers."""
     unit = tl.program_id(0).to(tl.int64)
@@ -101,15 +102,26 @@ def select_row_kernel(
         candidate = threshold | (tl.full([1], 0x80000000, tl.uint32) >> bit)
         reached = tl.sum((valid & (key >= candidate)).to(tl.int32), 0)
         threshold = tl.where(reached >= count, candidate, threshold)
-    above = valid & (key > threshold)
-    equal = valid & (key == threshold)
-    wanted = count - tl.sum(above.to(tl.int32), 0)
-    rank = tl.cumsum(equal.to(tl.int32), 0)
-    kept = (above | (equal & (rank <= wanted))).to(tl.int32)
-    slot = tl.cumsum(kept, 0) - kept
+    wanted = count - tl.sum((valid & (key > threshold)).to(tl.int32), 0)
+
+    # Read again in chunks: the row, its ranks and its slots together would not fit the registers.
     out_row = out_ptr + unit * num_slots
-    tl.store(out_row + slot, at, mask=kept != 0)
-    fill_slots(out_row, count, num_prompt, append_rows, num_slots, BLOCK)
+    num_equal = 0
+    num_kept = 0
+    for start in range(0, num_prompt, CHUNK):
+        position = start + tl.arange(0, CHUNK)
+        chunk_key = load_keys_of_row(
+            row_ptr, stride_n, position, first, last, half, num_sink, num_recent, POOLED
+        )
+        inside = (position >= first) & (position < last)
+        equal = (inside & (chunk_key == threshold)).to(tl.int32)
+        tie = (equal != 0) & (num_equal + tl.cumsum(equal, 0) <= wanted)
+        kept = ((inside & (chunk_key > threshold)) | tie).to(tl.int32)
+        slot = num_kept + tl.cumsum(kept, 0) - kept
+        tl.store(out_row + slot, position, mask=kept != 0)
+        num_equal += tl.sum(equal, 0)
+        num_kept += tl.sum(kept, 0)
+    fill_slots(out_row, count, num_prompt, append_rows, num_slots, CHUNK)
 
 
 @triton.jit
@@ -230,7 +242,9 @@ def select(
     indices = torch.empty((batch, heads, num_slots), dtype=torch.int32, device=scores.device)
     half = min(selection.pool_kernel // 2, length)
     long = length > heuristics.MAX_ROW_IN_REGISTERS
-    pooled = long or half > heuristics.MAX_FUSED_POOL // 2
+    pooled = (
+        length > heuristics.MAX_ROW_POOLED_IN_REGISTERS or half > heuristics.MAX_FUSED_POOL // 2
+    )
     if pooled:
         scores = pool(scores, half, leftpad_k, seqused_k)
     arguments = {
@@ -248,6 +262,7 @@ def select(
     if long:
         select_long(scores, arguments)
         return indices
+    block = max(16, heuristics.next_power_of_two(length))
     launch(
         select_row_kernel,
         (batch * heads,),
@@ -258,7 +273,8 @@ def select(
         stride_n=scores.stride(2),
         half=half,
         POOLED=pooled,
-        BLOCK=max(16, heuristics.next_power_of_two(length)),
+        BLOCK=block,
+        CHUNK=min(block, heuristics.SELECT_CHUNK),
         num_warps=heuristics.select_warps(length),
         **arguments,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 
 import torch
 from torch import Tensor
@@ -13,18 +14,23 @@ from .heuristics import INTERPRETER, Target
 
 @functools.cache
 def interpreting() -> bool:
-    """Whether kernels run in Triton's interpreter (``TRITON_INTERPRET=1`` at import)."""
-    import triton
+    """Whether kernels run in Triton's interpreter: on CPU tensors, for tests without a GPU.
 
-    return bool(triton.knobs.runtime.interpret)
+    Asked of the environment variable alone, so that it costs no import of Triton.
+    """
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 
 @functools.cache
 def available() -> bool:
     """Whether kernels can run here: Triton is installed, and there is a GPU or the interpreter."""
-    if importlib.util.find_spec("triton") is None:
-        return False
-    return interpreting() or torch.cuda.is_available()
+    installed = importlib.util.find_spec("triton") is not None
+    return installed and (interpreting() or torch.cuda.is_available())
+
+
+def served_device() -> str:
+    """Type of the devices whose tensors the kernels take: "cuda" (AMD too), or "cpu"."""
+    return "cpu" if interpreting() else "cuda"
 
 
 @functools.cache
