@@ -30,14 +30,14 @@ OPTIONS = ("num_warps", "num_stages")
 
 @dataclass(frozen=True)
 class Resources:
-    """What one compiled kernel takes. Registers and spills are -1 where the compiler tells none."""
+    """What one compiled kernel takes."""
 
     kernel: str
     num_warps: int
     num_stages: int
     shared_memory: int  # bytes
     registers: int  # per thread
-    spills: int  # bytes of local memory per thread
+    spills: int  # bytes stored and loaded, per thread
     matrix_instruction: str  # "wgmma", "tcgen05", "mma", "mfma" or "none"
     bulk_copies: bool  # whether tiles come through the copy engine (TMA)
 
@@ -53,25 +53,41 @@ def _type_of(value: Any) -> str:
     return f"tensordesc<{TYPES[value.base.dtype]}[{block}]>"
 
 
-def compile_launch(launch: Launch, target: Target) -> Any:
-    """Triton's compiled kernel for this launch on ``target``, specialised as a real launch is."""
-    kernel = launch.kernel
+def _specialise(
+    launch: Launch,
+) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list[list[Any]]]]:
+    """Signature, constants and attributes of the compiled kernel, as a real launch gives them."""
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {}
     attributes: dict[tuple[int], list[list[Any]]] = {}
-    for position, parameter in enumerate(kernel.params):
+    for position, parameter in enumerate(launch.kernel.params):
         name, value = parameter.name, launch.arguments[parameter.name]
-        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+        whole = isinstance(value, int)
+        if parameter.is_constexpr or value is None or (whole and value == 1):
             signature[name], constants[name] = "constexpr", value
             continue
         signature[name] = _type_of(value)
-        if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
+        if isinstance(value, Tensor) or (whole and value % 16 == 0):
             attributes[(position,)] = [["tt.divisibility", 16]]
+    return signature, constants, attributes
+
+
+def _options(launch: Launch) -> dict[str, int]:
+    return {name: launch.arguments[name] for name in OPTIONS if name in launch.arguments}
+
+
+def compile_key(launch: Launch) -> str:
+    """Launches with equal keys run the same machine code."""
+    return repr((launch.kernel.__name__, *_specialise(launch), _options(launch)))
+
+
+def compile_launch(launch: Launch, target: Target) -> Any:
+    """Triton's compiled kernel for this launch on ``target``."""
     arch: Any = target.arch if target.backend == "cuda" else f"gfx{target.arch}"
     return triton.compile(
-        ASTSource(kernel, signature, constants, attributes),
+        ASTSource(launch.kernel, *_specialise(launch)),
         target=GPUTarget(target.backend, arch, 32 if target.backend == "cuda" else 64),
-        options={name: launch.arguments[name] for name in OPTIONS if name in launch.arguments},
+        options=_options(launch),
     )
 
 

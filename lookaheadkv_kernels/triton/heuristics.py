@@ -6,7 +6,7 @@ request. Two calls of the same shapes on the same chip cut their work, and so ro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MAX_ROW_TILE = 128
 # Rows up to this length are selected by one program that holds the whole row in registers.
@@ -73,9 +73,9 @@ def block_dim(head_dim: int) -> int:
 
 def row_tile(rows: int, head_dim: int, element_size: int) -> int:
     """Rows (G * L folded) of one tile: all of them, if their accumulators fit the registers."""
-    widest = MAX_ROW_TILE if block_dim(head_dim) <= 128 and element_size == 2 else 64
-    if block_dim(head_dim) == 256 and element_size == 4:
-        widest = 32
+    # float32 products are three tf32 products, whose split operands need registers as well.
+    accumulators = 128 * 128 if element_size == 2 else 64 * 64
+    widest = min(MAX_ROW_TILE, accumulators // block_dim(head_dim))
     return min(max(16, next_power_of_two(rows)), widest)
 
 
@@ -137,6 +137,15 @@ def attention(
         8 if block_rows == MAX_ROW_TILE or block_rows * width > 64 * 128 else 4,
         pipeline_stages((block_rows * width + 1024) * element_size, per_stage, target, resident),
     )
+
+
+def prefill(units: int, keys: int, head_dim: int, element_size: int, target: Target) -> Sweep:
+    """The sweeps of the whole prompt. Enough tall tiles to fill any chip: nothing is split."""
+    sweep = attention(units, MAX_ROW_TILE, keys, head_dim, element_size, target)
+    if target.backend == "cuda" and not target.has_tma:
+        # Without the copy engine a tile in flight costs addresses in registers, which are full.
+        return replace(sweep, block_keys=sweep.block_keys // 2, num_stages=3)
+    return sweep
 
 
 def scores(

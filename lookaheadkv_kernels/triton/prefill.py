@@ -131,10 +131,7 @@ def prefill_attention(
     """Output [B, Hq, S, D] in the query's dtype, lse [B, Hq, S] and scores [B, Hkv, N] float32."""
     p, target = problem, target_for(query)
     size = query.element_size()
-    # Prompt tiles are as tall as the accumulators allow, so the lookahead tile is as well.
-    sweep = heuristics.attention(
-        p.units, heuristics.MAX_ROW_TILE, p.num_keys, p.head_dim, size, target
-    )
+    sweep = heuristics.prefill(p.units, p.num_keys, p.head_dim, size, target)
     row_tiles = heuristics.ceil_div(p.folded, sweep.block_rows)
     prompt_tiles = heuristics.ceil_div(p.num_prompt, sweep.block_rows)
     out = query.new_empty(query.shape)
