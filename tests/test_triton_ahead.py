@@ -39,7 +39,7 @@ BARS = [
     for case in table.CASES
     if case.target == "sm_90" and case.dtype == torch.bfloat16 and case.head_dim < 256
 ]
-OTHERS = [case for case in table.CASES if case.target != "sm_90"]
+OTHERS = [case for case in table.CASES if case not in BARS]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -86,7 +86,7 @@ def test_hopper(case):
 def test_other_chips(case):
     for used in compiled(case, MATRIX):
         check(case, used)
-        assert used.spills <= 64
+        assert used.spills <= (512 if case.dtype == torch.float32 else 64)
 
 
 def test_kernels_without_products():
@@ -98,17 +98,15 @@ def test_kernels_without_products():
 
 
 def test_table_is_complete():
-    """A row for every case; none of half precision spills more than a few registers on NVIDIA."""
+    """A row for every case, all within their chip's limits; 16-bit types do not spill on Hopper."""
     rows = [line.split(" | ") for line in recorded() if line.startswith("| ")][2:]
     labels = {case.label for case in table.CASES}
     assert {" | ".join(row[:4]).removeprefix("| ") for row in rows} == labels
     for row in rows:
         target, dtype, spills = row[0].removeprefix("| "), row[1], int(row[9])
         assert int(row[7]) <= table.TARGETS[target].shared_memory
-        assert dtype == "float32" or spills <= (0 if target == "sm_90" else 64)
-
-
-HOPPER = table.TARGETS["sm_90"]
+        if dtype != "float32":
+            assert spills <= (0 if target == "sm_90" else 64)
 
 
 SHAPES = list(
@@ -142,5 +140,7 @@ def test_splits_fill_the_chip_in_one_wave():
 
 
 def test_same_choice_for_same_shapes():
-    sweeps = {heuristics.attention(8, 128, 32_800, 128, 2, HOPPER) for _ in range(3)}
+    sweeps = {
+        heuristics.attention(8, 128, 32_800, 128, 2, table.TARGETS["sm_90"]) for _ in range(3)
+    }
     assert len(sweeps) == 1

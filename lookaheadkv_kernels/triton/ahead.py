@@ -62,7 +62,7 @@ def _specialise(
     attributes: dict[tuple[int], list[list[Any]]] = {}
     for position, parameter in enumerate(launch.kernel.params):
         name, value = parameter.name, launch.arguments[parameter.name]
-        whole = isinstance(value, int)
+        whole = isinstance(value, int) and not parameter.do_not_specialize
         if parameter.is_constexpr or value is None or (whole and value == 1):
             signature[name], constants[name] = "constexpr", value
             continue

@@ -83,7 +83,16 @@ def attend(
     return acc, new_peak, total
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "kv_heads",
+        "group",
+        "num_rows",
+        "num_prompt",
+        "num_splits",
+        "tiles_per_split",
+    ]
+)
 def split_attention_kernel(
     q_ptr,  # [B, Hq, L, D]
     k_ptr,  # [B, Hkv, N + L, D]
@@ -186,7 +195,7 @@ def split_attention_kernel(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["folded", "num_splits"])
 def combine_kernel(
     parts_ptr,  # [units, num_splits, folded, D] float32, or None
     lse_parts_ptr,  # [units, num_splits, folded] float32, base 2

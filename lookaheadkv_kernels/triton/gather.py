@@ -11,7 +11,7 @@ from . import heuristics
 from .launch import launch
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["kv_heads", "num_keys", "num_kept"])
 def gather_kv_kernel(
     k_ptr,  # [B, Hkv, S, D]; values as integers, so that no bit changes
     v_ptr,

@@ -18,7 +18,7 @@ from .scores import column_sums
 from .tiles import LN_2, descriptor, load_keys, load_matrix, row_offsets, sum_splits
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "kv_heads", "group", "num_rows", "num_prompt"])
 def prefill_attention_kernel(
     q_ptr,  # [B, Hq, S, D]
     k_ptr,  # [B, Hkv, S, D]

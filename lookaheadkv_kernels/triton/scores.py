@@ -30,7 +30,16 @@ def column_sums(key, query, lse2, scale_log2, PRECISION: tl.constexpr):
     return tl.sum(tl.exp2(logits * scale_log2 - lse2[None, :]), 1)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "kv_heads",
+        "group",
+        "num_rows",
+        "num_prompt",
+        "num_splits",
+        "tiles_per_split",
+    ]
+)
 def column_scores_kernel(
     q_ptr,  # [B, Hq, L, D]
     k_ptr,  # [B, Hkv, N + L, D]

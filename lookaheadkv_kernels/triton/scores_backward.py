@@ -17,7 +17,7 @@ from . import heuristics
 from .attention import Problem
 from .launch import launch, target_for
 from .scores import load_lse2
-from .tiles import load_keys, load_matrix, row_offsets, sum_splits, valid_keys, wide_dot
+from .tiles import load_keys, load_matrix, row_offsets, sum_splits, valid_keys
 
 
 @triton.jit
@@ -37,7 +37,16 @@ def tile_probabilities(
     return tl.where(seen, tl.exp2(logits - lse2[:, None]), 0.0)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "kv_heads",
+        "group",
+        "num_rows",
+        "num_prompt",
+        "num_splits",
+        "tiles_per_split",
+    ]
+)
 def row_gradient_kernel(
     q_ptr,  # [B, Hq, L, D]
     k_ptr,  # [B, Hkv, N + L, D]
@@ -99,7 +108,7 @@ def row_gradient_kernel(
         probs = tile_probabilities(query, key, lse2, j, keep, limit, scale_log2, PRECISION)
         if delta_ptr is not None:
             jacobian = probs * (grad[None, :] - delta[:, None])
-            acc += wide_dot(jacobian, key, PRECISION)
+            acc = tl.dot(jacobian.to(key.dtype), key, acc, input_precision=PRECISION)
         else:
             delta += tl.sum(probs * grad[None, :], 1)
 
@@ -112,7 +121,7 @@ def row_gradient_kernel(
         tl.store(out_parts_ptr + part, delta, mask=rows < folded)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["kv_heads", "group", "num_rows", "num_prompt"])
 def key_gradient_kernel(
     q_ptr,  # [B, Hq, L, D]
     k_ptr,  # [B, Hkv, N + L, D]
@@ -166,7 +175,7 @@ def key_gradient_kernel(
         limit = num_prompt + rows % num_rows
         probs = tile_probabilities(query, key, lse2, j, keep, limit, scale_log2, PRECISION)
         jacobian = probs * (grad[None, :] - delta[:, None])
-        acc += wide_dot(jacobian.T, query, PRECISION)
+        acc = tl.dot(jacobian.T.to(query.dtype), query, acc, input_precision=PRECISION)
     d = tl.arange(0, BLOCK_DIM)
     tl.store(
         out_ptr + (unit * num_keys + j)[:, None] * D + d[None, :],

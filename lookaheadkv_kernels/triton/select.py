@@ -65,7 +65,17 @@ def fill_slots(out_ptr, count, num_prompt, append_rows, num_slots, BLOCK: tl.con
         tl.store(out_ptr + slot, value, mask=(slot >= count) & (slot < num_slots))
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "kv_heads",
+        "budget",
+        "half",
+        "num_sink",
+        "num_recent",
+        "append_rows",
+        "num_slots",
+    ]
+)
 def select_row_kernel(
     scores_ptr,  # [B, Hkv, N] float32; POOLED: int32 rank keys, contiguous
     out_ptr,  # [B, Hkv, num_slots] int32
@@ -124,7 +134,7 @@ def select_row_kernel(
     fill_slots(out_row, count, num_prompt, append_rows, num_slots, CHUNK)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["kv_heads", "half"])
 def pool_kernel(
     scores_ptr,  # [B, Hkv, N] float32
     out_ptr,  # [B, Hkv, N] int32: rank keys, pooled over 2 * half + 1
@@ -149,7 +159,7 @@ def pool_kernel(
     tl.store(out_ptr + unit * num_prompt + at, key, mask=at < num_prompt)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["shift"])
 def widen_kernel(
     keys_ptr,  # [rows, N] int32 rank keys, pooled over 2 * r + 1
     out_ptr,  # [rows, N], pooled over 2 * (r + shift) + 1; shift <= r

@@ -53,7 +53,7 @@ def threshold_of(histograms_ptr, unit_chunks, num_chunks, count, PASSES: tl.cons
     return prefix, wanted
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["kv_heads", "budget", "num_sink", "num_recent", "num_chunks"])
 def digit_histogram_kernel(
     keys_ptr,  # [B, Hkv, N] int32: pooled rank keys
     out_histograms_ptr,  # [DIGITS, B * Hkv * num_chunks, BINS] int32; slices < PASS are read
@@ -89,7 +89,17 @@ def digit_histogram_kernel(
     tl.store(out_histograms_ptr + slot.to(tl.int64) * BINS + tl.arange(0, BINS), histogram)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "kv_heads",
+        "budget",
+        "num_sink",
+        "num_recent",
+        "append_rows",
+        "num_slots",
+        "num_chunks",
+    ]
+)
 def compact_kernel(
     keys_ptr,  # [B, Hkv, N] int32: pooled rank keys
     histograms_ptr,  # [DIGITS, B * Hkv * num_chunks, BINS] int32

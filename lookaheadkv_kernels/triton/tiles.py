@@ -1,4 +1,4 @@
-"""Pieces that the kernels share: folded rows, valid keys, key tiles, wide products."""
+"""Pieces that the kernels share: folded rows, valid keys, key tiles, sums in order."""
 
 from __future__ import annotations
 
@@ -66,15 +66,7 @@ def load_keys(
     return load_matrix(ptr, offsets, keep, D, BLOCK_DIM)
 
 
-@triton.jit
-def wide_dot(a, b, PRECISION: tl.constexpr):
-    """a @ b for float32 ``a`` of any range: float16 could not hold it, so tf32 takes its place."""
-    if b.dtype == tl.float16:
-        return tl.dot(a, b.to(tl.float32), input_precision="tf32")
-    return tl.dot(a.to(b.dtype), b, input_precision=PRECISION)
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits"])
 def sum_splits_kernel(
     parts_ptr,  # [units, num_splits, size] float32
     out_ptr,  # [units, size]
