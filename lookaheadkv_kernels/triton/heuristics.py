@@ -201,9 +201,10 @@ def combine_rows(rows: int, head_dim: int) -> int:
     return min(next_power_of_two(rows), max(1, 1024 // block_dim(head_dim)))
 
 
-def select_warps(length: int) -> int:
-    """Warps of the program that holds a row of this length in registers."""
-    return min(32, max(4, next_power_of_two(length) // 1024))
+def select_warps(length: int, target: Target) -> int:
+    """Warps of the program that holds a row of this length in registers: at most 1,024 threads."""
+    most = 16 if target.backend == "hip" else 32
+    return min(most, max(4, next_power_of_two(length) // 1024))
 
 
 def gather_rows(head_dim: int, element_size: int) -> int:

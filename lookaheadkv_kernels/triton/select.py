@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import heuristics
-from .launch import launch
+from .launch import launch, target_for
 from .tiles import valid_keys
 
 PINNED = tl.constexpr(0xFFFFFFFF)  # above the key of +infinity
@@ -149,11 +149,11 @@ def pool_kernel(
     BLOCK: tl.constexpr,
 ):
     """Pooled rank keys in memory, for rows that are read more than once; 0 in the padding."""
-    unit = tl.program_id(1).to(tl.int64)
+    unit = tl.program_id(0).to(tl.int64)
     b = unit // kv_heads
     first, last = valid_keys(leftpad_ptr, seqused_ptr, b, num_prompt)
     row_ptr = scores_ptr + b * stride_b + (unit % kv_heads) * stride_h
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     key = pooled_keys(row_ptr, stride_n, at, first, last, half)
     key = tl.where((at >= first) & (at < last), key, 0).to(tl.int32, bitcast=True)
     tl.store(out_ptr + unit * num_prompt + at, key, mask=at < num_prompt)
@@ -168,8 +168,8 @@ def widen_kernel(
     BLOCK: tl.constexpr,
 ):
     """The maximum of two windows that overlap is that of a wider one."""
-    unit = tl.program_id(1).to(tl.int64)
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    unit = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     row_ptr = keys_ptr + unit * num_prompt
     inside = at < num_prompt
     # Clamped at the ends, where the window of the end itself is still inside the wide one.
@@ -201,7 +201,7 @@ def pool(
     keys = torch.empty(scores.shape, dtype=torch.int32, device=scores.device)
     reach = min(half, heuristics.MAX_FUSED_POOL // 2)
     block = 1024
-    grid = (heuristics.ceil_div(length, block), batch * heads)
+    grid = (batch * heads, heuristics.ceil_div(length, block))
     launch(
         pool_kernel,
         grid,
@@ -285,7 +285,7 @@ def select(
         POOLED=pooled,
         BLOCK=block,
         CHUNK=min(block, heuristics.SELECT_CHUNK),
-        num_warps=heuristics.select_warps(length),
+        num_warps=heuristics.select_warps(length, target_for(scores)),
         **arguments,
     )
     return indices

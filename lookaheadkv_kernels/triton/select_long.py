@@ -69,9 +69,9 @@ def digit_histogram_kernel(
     BLOCK: tl.constexpr,
 ):
     """One chunk of one row: counts of digit PASS among the keys that share the higher ones."""
-    chunk = tl.program_id(0)
-    unit = tl.program_id(1).to(tl.int64)
-    units = tl.num_programs(1)
+    unit = tl.program_id(0).to(tl.int64)
+    units = tl.num_programs(0)
+    chunk = tl.program_id(1)
     first, last = valid_keys(leftpad_ptr, seqused_ptr, unit // kv_heads, num_prompt)
     count = tl.minimum(budget, last - first)
     row_histograms = out_histograms_ptr + unit * num_chunks * BINS
@@ -117,9 +117,9 @@ def compact_kernel(
     BLOCK: tl.constexpr,
 ):
     """One chunk of one row: its kept positions, behind those of the chunks before it."""
-    chunk = tl.program_id(0)
-    unit = tl.program_id(1).to(tl.int64)
-    units = tl.num_programs(1)
+    unit = tl.program_id(0).to(tl.int64)
+    units = tl.num_programs(0)
+    chunk = tl.program_id(1)
     first, last = valid_keys(leftpad_ptr, seqused_ptr, unit // kv_heads, num_prompt)
     count = tl.minimum(budget, last - first)
     row_histograms = histograms_ptr + unit * num_chunks * BINS
@@ -168,7 +168,7 @@ def select_long(
     for digit in range(4):
         launch(
             digit_histogram_kernel,
-            (chunks, rows),
+            (rows, chunks),
             keys,
             keys_ptr=keys,
             out_histograms_ptr=histograms,
@@ -184,7 +184,7 @@ def select_long(
         )
     launch(
         compact_kernel,
-        (chunks, rows),
+        (rows, chunks),
         keys,
         keys_ptr=keys,
         histograms_ptr=histograms,
