@@ -12,7 +12,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ COPIES = 4
 REPLAYS = 25
 BUDGETS = (128, 2048)
 
-Calls = list[Callable[[], object]]
+Calls = Sequence[Callable[[], object]]
 
 
 @dataclass(frozen=True)
