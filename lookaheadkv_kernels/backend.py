@@ -42,12 +42,13 @@ def register_kernels() -> None:
     """Let Triton's kernels serve their device, or no longer, as the choice now stands.
 
     The compiled libraries register their own kernels when they are loaded; Triton's go over them
-    where they are asked for, and where there is no compiled library for the device.
+    where they are asked for, and where there is no compiled library for the device. No device is
+    looked for: that would start CUDA at import, and a process that did so cannot fork.
     """
     global _triton_kernels
     asked = _chosen or os.environ.get(ENVIRONMENT_VARIABLE) or None
     automatic = asked is None and triton.served_device() not in _library.load()
-    wanted = triton.available() and (asked == "triton" or automatic)
+    wanted = triton.installed() and (asked == "triton" or automatic)
     if wanted and _triton_kernels is None:
         _triton_kernels = triton.register()
     elif not wanted and _triton_kernels is not None:

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from .target import available, interpreting, served_device
+from .target import available, installed, interpreting, served_device
 
-__all__ = ["available", "interpreting", "register", "served_device"]
+__all__ = ["available", "installed", "interpreting", "register", "served_device"]
 
 OPS = (
     "lookahead_attention",

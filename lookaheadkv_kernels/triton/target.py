@@ -22,10 +22,14 @@ def interpreting() -> bool:
 
 
 @functools.cache
+def installed() -> bool:
+    """Whether Triton is there; it is not imported for that."""
+    return importlib.util.find_spec("triton") is not None
+
+
 def available() -> bool:
     """Whether kernels can run here: Triton is installed, and there is a GPU or the interpreter."""
-    installed = importlib.util.find_spec("triton") is not None
-    return installed and (interpreting() or torch.cuda.is_available())
+    return installed() and (interpreting() or torch.cuda.is_available())
 
 
 def served_device() -> str:
