@@ -187,7 +187,7 @@ def split_attention_kernel(
     tl.store(out_lse_parts_ptr + part + rows, peak + tl.log2(total), mask=rows < folded)
     if v_ptr is not None:
         d = tl.arange(0, BLOCK_DIM)
-        acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+        acc *= (1.0 / tl.where(total == 0.0, 1.0, total))[:, None]
         tl.store(
             out_parts_ptr + (part + rows)[:, None] * D + d[None, :],
             acc,
@@ -231,7 +231,7 @@ def combine_kernel(
             )
     tl.store(out_lse_ptr + unit * folded + rows, (peak + tl.log2(total)) * LN_2, mask=keep)
     if parts_ptr is not None:
-        out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
+        out = (acc * (1.0 / total)[:, None]).to(out_ptr.dtype.element_ty)
         tl.store(out_ptr + (unit * folded + rows)[:, None] * D + d[None, :], out, mask=shape)
 
 

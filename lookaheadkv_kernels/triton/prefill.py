@@ -104,15 +104,16 @@ def prefill_attention_kernel(
     d = tl.arange(0, BLOCK_DIM)
     tl.store(
         out_ptr + at[:, None] * D + d[None, :],
-        (acc / total[:, None]).to(out_ptr.dtype.element_ty),
+        (acc * (1.0 / total)[:, None]).to(out_ptr.dtype.element_ty),
         mask=keep[:, None] & (d < D)[None, :],
     )
 
     if lookahead:
         lse2 = tl.where(keep, lse2, float("inf"))
         part = ((b * kv_heads + h) * row_tiles + row_tile) * num_prompt
-        for tile in range(0, tl.cdiv(num_prompt, BLOCK_KEYS)):
-            start = tile * BLOCK_KEYS
+        tiles = tl.cdiv(num_prompt, BLOCK_KEYS)
+        for i in range(tiles):  # from the last to the first: the last are still in the cache
+            start = (tiles - 1 - i) * BLOCK_KEYS
             j = start + tl.arange(0, BLOCK_KEYS)
             key = load_keys(
                 k_head, k_desc, b.to(tl.int32), h.to(tl.int32), start, stride_ks,

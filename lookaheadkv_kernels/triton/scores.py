@@ -71,11 +71,11 @@ def column_scores_kernel(
 ):
     """One (KV head, split of the prompt keys), all rows.
 
-    Programs run from the last keys to the first: where an attention sweep came before, its last
-    keys are those that the L2 cache still holds.
+    From the last tile to the first: where an attention sweep came before, the last keys of its
+    splits are those that the L2 cache still holds.
     """
     folded = group * num_rows
-    pid = tl.num_programs(0) - 1 - tl.program_id(0)
+    pid = tl.program_id(0)
     split = pid % num_splits
     unit = (pid // num_splits).to(tl.int64)
     b = unit // kv_heads
@@ -92,8 +92,8 @@ def column_scores_kernel(
         lse2 = load_lse2(lse_head, rows, folded)
     begin = tl.maximum(split * tiles_per_split, first // BLOCK_KEYS)
     end = tl.minimum((split + 1) * tiles_per_split, tl.cdiv(last, BLOCK_KEYS))
-    for tile in range(begin, end):
-        start = tile * BLOCK_KEYS
+    for i in range(begin, end):
+        start = (begin + end - 1 - i) * BLOCK_KEYS
         j = start + tl.arange(0, BLOCK_KEYS)
         key = load_keys(
             k_head, k_desc, b.to(tl.int32), h.to(tl.int32), start, stride_ks,

@@ -43,7 +43,8 @@ def find_digit(histograms_ptr, num_chunks, wanted):
 def threshold_of(histograms_ptr, unit_chunks, num_chunks, count, PASSES: tl.constexpr):
     """(highest PASSES digits of the count-th largest key, keys wanted among those that share them).
 
-    ``histograms_ptr`` [DIGITS, rows * num_chunks, BINS], of one row's first chunk."""
+    ``histograms_ptr`` [DIGITS, rows * num_chunks, BINS], of one row's first chunk.
+    """
     prefix = tl.zeros([1], tl.uint32)
     wanted = count
     for i in tl.static_range(PASSES):
