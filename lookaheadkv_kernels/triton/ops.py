@@ -17,7 +17,7 @@ from .scores import column_scores as launch_column_scores
 from .scores_backward import column_scores_backward as launch_column_scores_backward
 from .select import Selection
 from .select import select as launch_select
-from .values import check_indices, check_lengths
+from .values import check_aligned, check_indices, check_lengths
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
@@ -36,8 +36,11 @@ def _problem(
 ) -> Problem:
     """The validated sizes and padding of one scoring call."""
     checks.attention_inputs(query, key, value)
+    check_aligned(checks, query=query, key=key, value=value)
     checks.float_tensor("lse", lse, query.shape[:3], query)
+    check_aligned(checks, lse=lse)
     checks.lengths(leftpad_k, seqused_k, "query", query)
+    check_aligned(checks, leftpad_k=leftpad_k, seqused_k=seqused_k)
     batch, heads, rows, head_dim = query.shape
     num_prompt = key.shape[2] - rows
     check_lengths(checks, leftpad_k, seqused_k, num_prompt)
@@ -107,6 +110,7 @@ def column_scores_backward(
     problem = _problem(checks, query, key, None, lse, scale, leftpad_k, seqused_k)
     shape = (problem.batch, problem.kv_heads, problem.num_prompt)
     checks.float_tensor("grad_scores", grad_scores, shape, query)
+    check_aligned(checks, grad_scores=grad_scores)
     return launch_column_scores_backward(
         problem, grad_scores.contiguous(), query, key, _lse(problem, query, key, lse)
     )
@@ -118,6 +122,7 @@ def prefill_attention(
     """(out, lse, scores)."""
     checks = Checks("prefill_attention")
     checks.prefill_inputs(query, key, value, num_lookahead)
+    check_aligned(checks, query=query, key=key, value=value)
     checks.scale(scale)
     batch, heads, positions, head_dim = query.shape
     problem = Problem(
@@ -148,6 +153,7 @@ def select(
     checks = Checks("select")
     checks.scores_input(scores)
     checks.lengths(leftpad_k, seqused_k, "scores", scores)
+    check_aligned(checks, scores=scores, leftpad_k=leftpad_k, seqused_k=seqused_k)
     check_lengths(checks, leftpad_k, seqused_k, scores.shape[2])
     checks.budget(budget, pool_kernel, num_sink, num_recent)
     selection = Selection(budget, pool_kernel, num_sink, num_recent)
@@ -158,6 +164,7 @@ def gather_kv(key: Tensor, value: Tensor, indices: Tensor) -> tuple[Tensor, Tens
     """(key, value) [B, Hkv, K, D]."""
     checks = Checks("gather_kv")
     checks.gather_inputs(key, value, indices)
+    check_aligned(checks, key=key, value=value, indices=indices)
     check_indices(checks, indices, key.shape[2])
     return launch_gather_kv(key, value, indices.contiguous())
 

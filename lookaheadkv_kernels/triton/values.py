@@ -1,10 +1,17 @@
-"""Checks of values inside tensors. On the CPU alone: on a GPU they would wait for the device."""
+"""Checks that need real tensors: addresses, and on the CPU alone (no host sync) their values."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from .._checks import Checks
+
+
+def check_aligned(checks: Checks, **tensors: Tensor | None) -> None:
+    """Every tensor begins at a multiple of its element size."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.data_ptr() % tensor.element_size():
+            checks.fail(f"{name} must be aligned to its element size")
 
 
 def check_lengths(
