@@ -15,6 +15,7 @@ from .backend import (  # noqa: E402
     available_backends,
     backend_for,
     check_environment,
+    register_kernels,
     set_backend,
 )
 from .ops import (  # noqa: E402
@@ -46,3 +47,4 @@ __all__ = [
 ]
 
 check_environment()
+register_kernels()

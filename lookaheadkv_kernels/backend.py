@@ -6,23 +6,26 @@ import os
 
 import torch
 
-from . import _library
+from . import _library, triton
 
 BACKENDS = ("cuda", "triton", "cpu")
 ENVIRONMENT_VARIABLE = "LOOKAHEADKV_BACKEND"
 
 _chosen: str | None = None
+_triton_kernels: torch.library.Library | None = None
 
 
 def available_backends() -> tuple[str, ...]:
     """Names of the backends that can run in this process, e.g. ``("cpu",)``."""
-    return _library.load()
+    loaded = _library.load()
+    return (*loaded, "triton") if triton.available() else loaded
 
 
 def set_backend(name: str | None) -> None:
     """Use this backend for every later call; ``None`` goes back to the automatic choice.
 
-    Takes precedence over the environment variable ``LOOKAHEADKV_BACKEND``.
+    Takes precedence over the environment variable ``LOOKAHEADKV_BACKEND``, which is read at import
+    and here.
 
     Raises:
         ValueError: the name is unknown.
@@ -32,6 +35,25 @@ def set_backend(name: str | None) -> None:
     if name is not None:
         _require_available(name, "set_backend")
     _chosen = name
+    register_kernels()
+
+
+def register_kernels() -> None:
+    """Let Triton's kernels serve their device, or no longer, as the choice now stands.
+
+    The compiled libraries register their own kernels when they are loaded; Triton's go over them
+    where they are asked for, and where there is no compiled library for the device. No device is
+    looked for: that would start CUDA at import, and a process that did so cannot fork.
+    """
+    global _triton_kernels
+    asked = _chosen or os.environ.get(ENVIRONMENT_VARIABLE) or None
+    automatic = asked is None and triton.served_device() not in _library.load()
+    wanted = triton.installed() and (asked == "triton" or automatic)
+    if wanted and _triton_kernels is None:
+        _triton_kernels = triton.register()
+    elif not wanted and _triton_kernels is not None:
+        _triton_kernels._destroy()
+        _triton_kernels = None
 
 
 def check_environment() -> None:
@@ -56,13 +78,15 @@ def backend_for(device: torch.device | str) -> str:
     kind = torch.device(device).type
     asked = _chosen or os.environ.get(ENVIRONMENT_VARIABLE) or None
     if asked is None:
-        if kind in available_backends():
+        if kind in _library.load():
             return kind
+        if triton.available() and kind == triton.served_device():
+            return "triton"
         raise RuntimeError(
             f"lookaheadkv: no backend for {kind} tensors; available: {_names(available_backends())}"
         )
     _require_available(asked, "set_backend" if _chosen else ENVIRONMENT_VARIABLE)
-    if asked != kind:
+    if kind != (triton.served_device() if asked == "triton" else asked):
         raise RuntimeError(f"lookaheadkv: backend {asked!r} does not serve {kind} tensors")
     return asked
 

@@ -11,14 +11,43 @@ from pathlib import Path
 import pytest
 import torch
 
+from lookaheadkv_kernels import triton
+
 # For bench.peers. Appended, so that the installed package wins over the source tree.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-BACKENDS = ("cpu",)
+# LOOKAHEADKV_BACKEND=triton runs every test of the ops on Triton's kernels instead: on a GPU, or
+# with TRITON_INTERPRET=1 on CPU tensors.
+BACKENDS = (os.environ.get("LOOKAHEADKV_BACKEND") or "cpu",)
 
 
 def _base_seed() -> int:
     return int(os.environ.get("LOOKAHEADKV_TEST_SEED", "0"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--cases-per-test",
+        type=int,
+        default=None,
+        help="run at most this many parametrised cases of each test function, evenly spaced",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Thins out the cases, for backends that are slow to run (an interpreter)."""
+    limit = config.getoption("--cases-per-test")
+    if limit is None:
+        return
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    kept: set[pytest.Item] = set()
+    for group in cases.values():
+        count = min(limit, len(group))
+        kept.update(group[(2 * i + 1) * len(group) // (2 * count)] for i in range(count))
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
 
 
 def pytest_report_header() -> str:
@@ -42,7 +71,9 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def device(backend: str) -> torch.device:
     """Where that backend's tensors live."""
-    return torch.device("cpu" if backend == "cpu" else "cuda")
+    if backend == "triton":
+        return torch.device(triton.served_device())
+    return torch.device(backend)
 
 
 @pytest.fixture

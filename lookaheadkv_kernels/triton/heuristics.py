@@ -1,0 +1,212 @@
+"""Tile and split choices: pure functions of shapes, dtype and target, no torch and no GPU.
+
+Every choice is a rule that can be read and unit-tested, not a search: nothing is tuned at the first
+request. Two calls of the same shapes on the same chip cut their work, and so round, the same way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+MAX_ROW_TILE = 128
+# Rows up to this length are selected by one program that holds the whole row in registers.
+MAX_ROW_IN_REGISTERS = 32768
+# Rows up to this length are pooled by the program that selects; longer ones by many, before it.
+MAX_ROW_POOLED_IN_REGISTERS = 8192
+SELECT_CHUNK = 4096
+# Wider pools are widened by doubling in memory: log2(pool) sweeps instead of pool loads a position.
+MAX_FUSED_POOL = 31
+HISTOGRAM_CHUNK = 8192
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the kernels are compiled for."""
+
+    backend: str  # "cuda", "hip" or "interpreter"
+    arch: int  # 80, 90, 100 (compute capability x 10), 942 (gfx942), 0 (interpreter)
+    num_sms: int
+    shared_memory: int  # bytes a program may use
+
+    @property
+    def has_tma(self) -> bool:
+        """Whether there is a bulk tensor copy engine (Hopper and newer)."""
+        return self.backend == "interpreter" or (self.backend == "cuda" and self.arch >= 90)
+
+    def precision(self, element_size: int) -> str:
+        """How tl.dot multiplies: float32 inputs must keep float32 accuracy."""
+        if element_size == 4 and self.backend == "cuda":
+            return "tf32x3"
+        return "ieee" if element_size == 4 else "tf32"
+
+
+INTERPRETER = Target("interpreter", 0, 4, 1 << 20)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """How one sweep over the keys is cut."""
+
+    block_rows: int
+    block_keys: int
+    block_dim: int
+    num_splits: int  # programs that share the keys of one head
+    tiles_per_split: int
+    num_warps: int
+    num_stages: int
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b rounded up."""
+    return -(-a // b)
+
+
+def next_power_of_two(n: int) -> int:
+    """The smallest power of two >= n; 1 for n <= 1."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def block_dim(head_dim: int) -> int:
+    """Columns of a K, V or Q tile: a power of two that the matrix instructions take."""
+    return max(16, next_power_of_two(head_dim))
+
+
+def row_tile(rows: int, head_dim: int, element_size: int) -> int:
+    """Rows (G * L folded) of one tile: all of them, if their accumulators fit the registers."""
+    # float32 products are three tf32 products, whose split operands need registers as well.
+    accumulators = 128 * 128 if element_size == 2 else 64 * 64
+    widest = min(MAX_ROW_TILE, accumulators // block_dim(head_dim))
+    return min(max(16, next_power_of_two(rows)), widest)
+
+
+def key_tile(head_dim: int, element_size: int) -> int:
+    """Keys of one tile of the attention sweep."""
+    if element_size == 4:
+        return 32 if block_dim(head_dim) <= 128 else 16
+    return 64 if block_dim(head_dim) <= 128 else 32
+
+
+def pipeline_stages(fixed: int, per_stage: int, target: Target, programs: int = 1) -> int:
+    """How many key tiles are in flight, from what shared memory holds beside ``fixed`` bytes.
+
+    ``programs`` share a multiprocessor.
+    """
+    if target.backend == "hip":
+        return 2  # registers, not shared memory, hold the tiles in flight there
+    return max(1, min(4, (target.shared_memory // programs - fixed) // per_stage))
+
+
+def splits(units: int, tiles: int, num_sms: int, min_tiles: int = 4) -> tuple[int, int]:
+    """(splits, tiles per split) that fill the chip once with ``units`` independent units of work.
+
+    One wave: a second, partial one would leave most of the chip idle at its end.
+    """
+    wanted = max(1, num_sms // max(1, units))
+    per_split = max(min_tiles, ceil_div(tiles, wanted))
+    return max(1, ceil_div(tiles, per_split)), per_split
+
+
+def attention(
+    units: int,
+    rows: int,
+    keys: int,
+    head_dim: int,
+    element_size: int,
+    target: Target,
+    with_value: bool = True,
+) -> Sweep:
+    """The sweep of ``rows`` folded rows over ``keys``, for each of ``units`` KV heads."""
+    block_rows, block_keys = (
+        row_tile(rows, head_dim, element_size),
+        key_tile(head_dim, element_size),
+    )
+    width = block_dim(head_dim)
+    # The output accumulators fill the registers with one program; without them two fit, and one
+    # computes while the other waits for its tile.
+    resident = 1 if with_value else 2
+    num_splits, tiles_per_split = splits(
+        units * ceil_div(rows, block_rows), ceil_div(keys, block_keys), resident * target.num_sms
+    )
+    per_stage = block_keys * width * element_size * (2 if with_value else 1)
+    return Sweep(
+        block_rows,
+        block_keys,
+        width,
+        num_splits,
+        tiles_per_split,
+        8 if block_rows == MAX_ROW_TILE or block_rows * width > 64 * 128 else 4,
+        pipeline_stages((block_rows * width + 1024) * element_size, per_stage, target, resident),
+    )
+
+
+def prefill(units: int, keys: int, head_dim: int, element_size: int, target: Target) -> Sweep:
+    """The sweeps of the whole prompt. Enough tall tiles to fill any chip: nothing is split."""
+    sweep = attention(units, MAX_ROW_TILE, keys, head_dim, element_size, target)
+    if target.backend == "cuda" and not target.has_tma:
+        # Without the copy engine a tile in flight costs addresses in registers, which are full.
+        return replace(sweep, block_keys=sweep.block_keys // 2, num_stages=3)
+    return sweep
+
+
+def scores(
+    units: int, rows: int, keys: int, head_dim: int, element_size: int, target: Target
+) -> Sweep:
+    """The sweep that adds up columns: keys are the rows of the matrix product there."""
+    block_rows, width = row_tile(rows, head_dim, element_size), block_dim(head_dim)
+    block_keys = 128 if width <= 128 and element_size == 2 else key_tile(head_dim, element_size) * 2
+    fixed = (block_rows * width + 1024) * element_size
+    if rows > block_rows:
+        fixed *= 2  # the next row tile is loaded while this one is used
+    key_bytes = width * element_size
+    while block_keys > 16 and pipeline_stages(fixed, block_keys * key_bytes, target, 2) < 2:
+        block_keys //= 2
+    num_splits, tiles_per_split = splits(
+        units, ceil_div(keys, block_keys), 2 * target.num_sms, min_tiles=2
+    )
+    return Sweep(
+        block_rows,
+        block_keys,
+        width,
+        num_splits,
+        tiles_per_split,
+        8 if block_keys == 128 and block_rows >= 64 else 4,
+        pipeline_stages(fixed, block_keys * key_bytes, target, 2),
+    )
+
+
+def backward(
+    units: int, rows: int, keys: int, head_dim: int, element_size: int, target: Target
+) -> Sweep:
+    """The sweeps of the gradient: two matrix products a tile, so smaller tiles."""
+    width = block_dim(head_dim)
+    block_rows = min(64 if width <= 128 else 32, row_tile(rows, head_dim, element_size))
+    block_keys = min(64 if element_size == 2 else 32, key_tile(head_dim, element_size))
+    num_splits, tiles_per_split = splits(
+        units * ceil_div(rows, block_rows), ceil_div(keys, block_keys), target.num_sms
+    )
+    fixed = (block_rows * width + 1024) * element_size * 2
+    return Sweep(
+        block_rows,
+        block_keys,
+        width,
+        num_splits,
+        tiles_per_split,
+        4,
+        min(2, pipeline_stages(fixed, block_keys * width * element_size * 2, target)),
+    )
+
+
+def combine_rows(rows: int, head_dim: int) -> int:
+    """Rows of one program that adds up partial results: small, so that many programs share it."""
+    return min(next_power_of_two(rows), max(1, 1024 // block_dim(head_dim)))
+
+
+def select_warps(length: int, target: Target) -> int:
+    """Warps of the program that holds a row of this length in registers: at most 1,024 threads."""
+    most = 16 if target.backend == "hip" else 32
+    return min(most, max(4, next_power_of_two(length) // 1024))
+
+
+def gather_rows(head_dim: int, element_size: int) -> int:
+    """Rows that one program copies: about 8 KB of each of key and value."""
+    return max(1, min(64, 8192 // (block_dim(head_dim) * element_size)))

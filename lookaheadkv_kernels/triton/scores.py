@@ -1,0 +1,165 @@
+"""Room 2: column scores, the mean probability each prompt key receives.
+
+The matrix product is taken transposed, keys x rows: the sum over the rows then runs along the
+registers of a thread and a few lanes, not across warps.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import heuristics
+from .attention import Problem
+from .launch import launch, target_for
+from .tiles import LOG2_E, descriptor, load_keys, load_matrix, row_offsets, valid_keys
+
+
+@triton.jit
+def load_lse2(lse_ptr, rows, folded):
+    """Base-2 log-sum-exp of folded rows; infinity past the last, which makes their share zero."""
+    return tl.load(lse_ptr + rows, mask=rows < folded, other=float("inf")) * LOG2_E
+
+
+@triton.jit
+def column_sums(key, query, lse2, scale_log2, PRECISION: tl.constexpr):
+    """Sum over the rows of exp2(logit - lse2): [BLOCK_KEYS]."""
+    logits = tl.dot(key, query.T, input_precision=PRECISION)
+    return tl.sum(tl.exp2(logits * scale_log2 - lse2[None, :]), 1)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "kv_heads",
+        "group",
+        "num_rows",
+        "num_prompt",
+        "num_splits",
+        "tiles_per_split",
+    ]
+)
+def column_scores_kernel(
+    q_ptr,  # [B, Hq, L, D]
+    k_ptr,  # [B, Hkv, N + L, D]
+    k_desc,  # key as a TMA descriptor, or None
+    lse_ptr,  # [B, Hq, L] float32
+    out_scores_ptr,  # [B, Hkv, N] float32, zeros where there is padding
+    leftpad_ptr,  # [B] int32 or None
+    seqused_ptr,  # [B] int32 or None
+    stride_qb,
+    stride_qh,
+    stride_qs,
+    stride_kb,
+    stride_kh,
+    stride_ks,
+    kv_heads,
+    group,
+    num_rows,
+    num_prompt,
+    scale_log2,
+    weight,
+    num_splits,
+    tiles_per_split,
+    D: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    ONE_ROW_TILE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One (KV head, split of the prompt keys), all rows.
+
+    From the last tile to the first: where an attention sweep came before, the last keys of its
+    splits are those that the L2 cache still holds.
+    """
+    folded = group * num_rows
+    pid = tl.program_id(0)
+    split = pid % num_splits
+    unit = (pid // num_splits).to(tl.int64)
+    b = unit // kv_heads
+    h = unit % kv_heads
+    first, last = valid_keys(leftpad_ptr, seqused_ptr, b, num_prompt)
+    q_head = q_ptr + b * stride_qb + h * group * stride_qh
+    k_head = k_ptr + b * stride_kb + h * stride_kh
+    lse_head = lse_ptr + unit * folded
+
+    rows = tl.arange(0, BLOCK_ROWS)
+    if ONE_ROW_TILE:
+        offsets = row_offsets(rows, num_rows, stride_qh, stride_qs)
+        query = load_matrix(q_head, offsets, rows < folded, D, BLOCK_DIM)
+        lse2 = load_lse2(lse_head, rows, folded)
+    begin = tl.maximum(split * tiles_per_split, first // BLOCK_KEYS)
+    end = tl.minimum((split + 1) * tiles_per_split, tl.cdiv(last, BLOCK_KEYS))
+    for i in range(begin, end):
+        start = (begin + end - 1 - i) * BLOCK_KEYS
+        j = start + tl.arange(0, BLOCK_KEYS)
+        key = load_keys(
+            k_head, k_desc, b.to(tl.int32), h.to(tl.int32), start, stride_ks,
+            j < num_prompt, D, BLOCK_KEYS, BLOCK_DIM,
+        )  # fmt: skip
+        if ONE_ROW_TILE:
+            sums = column_sums(key, query, lse2, scale_log2, PRECISION)
+        else:
+            sums = tl.zeros([BLOCK_KEYS], tl.float32)
+            for at in range(0, folded, BLOCK_ROWS):
+                offsets = row_offsets(at + rows, num_rows, stride_qh, stride_qs)
+                tile_query = load_matrix(q_head, offsets, at + rows < folded, D, BLOCK_DIM)
+                tile_lse2 = load_lse2(lse_head, at + rows, folded)
+                sums += column_sums(key, tile_query, tile_lse2, scale_log2, PRECISION)
+        tl.store(
+            out_scores_ptr + unit * num_prompt + j, sums * weight, mask=(j >= first) & (j < last)
+        )
+
+
+def column_scores(
+    problem: Problem,
+    query: Tensor,  # [B, Hq, L, D]
+    key: Tensor,  # [B, Hkv, N + L, D]
+    lse: Tensor,  # [B, Hq, L] float32, contiguous
+) -> Tensor:
+    """Scores [B, Hkv, N] float32: mean over the G * L rows of exp(scale * q k^T - lse)."""
+    p, target = problem, target_for(query)
+    size = query.element_size()
+    sweep = heuristics.scores(p.units, p.folded, p.num_prompt, p.head_dim, size, target)
+    padded = p.leftpad_k is not None or p.seqused_k is not None
+    new = query.new_zeros if padded else query.new_empty
+    scores: Tensor = new((p.batch, p.kv_heads, p.num_prompt), dtype=torch.float32)
+    if p.num_prompt == 0:
+        return scores
+    launch(
+        column_scores_kernel,
+        (p.units * sweep.num_splits,),
+        query,
+        q_ptr=query,
+        k_ptr=key,
+        k_desc=descriptor(key, sweep.block_keys, sweep.block_dim, target),
+        lse_ptr=lse,
+        out_scores_ptr=scores,
+        leftpad_ptr=p.leftpad_k,
+        seqused_ptr=p.seqused_k,
+        stride_qb=query.stride(0),
+        stride_qh=query.stride(1),
+        stride_qs=query.stride(2),
+        stride_kb=key.stride(0),
+        stride_kh=key.stride(1),
+        stride_ks=key.stride(2),
+        kv_heads=p.kv_heads,
+        group=p.group,
+        num_rows=p.num_rows,
+        num_prompt=p.num_prompt,
+        scale_log2=p.scale_log2,
+        weight=1.0 / p.folded,
+        num_splits=sweep.num_splits,
+        tiles_per_split=sweep.tiles_per_split,
+        D=p.head_dim,
+        BLOCK_ROWS=sweep.block_rows,
+        BLOCK_KEYS=sweep.block_keys,
+        BLOCK_DIM=sweep.block_dim,
+        ONE_ROW_TILE=p.folded <= sweep.block_rows,
+        PRECISION=target.precision(size),
+        num_warps=sweep.num_warps,
+        num_stages=sweep.num_stages,
+    )
+    return scores

@@ -1,0 +1,57 @@
+"""What this process compiles for, and whether it can run kernels at all."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+from .heuristics import INTERPRETER, Target
+
+
+@functools.cache
+def interpreting() -> bool:
+    """Whether kernels run in Triton's interpreter: on CPU tensors, for tests without a GPU.
+
+    Asked of the environment variable alone, so that it costs no import of Triton.
+    """
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+
+
+@functools.cache
+def installed() -> bool:
+    """Whether Triton is there; it is not imported for that."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def available() -> bool:
+    """Whether kernels can run here: Triton is installed, and there is a GPU or the interpreter."""
+    return installed() and (interpreting() or torch.cuda.is_available())
+
+
+def served_device() -> str:
+    """Type of the devices whose tensors the kernels take: "cuda" (AMD too), or "cpu"."""
+    return "cpu" if interpreting() else "cuda"
+
+
+@functools.cache
+def _device_target(index: int) -> Target:
+    from triton.runtime import driver
+
+    properties = torch.cuda.get_device_properties(index)
+    shared = int(driver.active.utils.get_device_properties(index)["max_shared_mem"])
+    if torch.version.hip is not None:
+        arch = int("".join(c for c in properties.gcnArchName.split(":")[0] if c.isdigit()) or 0)
+        return Target("hip", arch, properties.multi_processor_count, shared)
+    arch = properties.major * 10 + properties.minor
+    return Target("cuda", arch, properties.multi_processor_count, shared)
+
+
+def target_of(tensor: Tensor) -> Target:
+    """The target that serves this tensor's device."""
+    if interpreting():
+        return INTERPRETER
+    return _device_target(tensor.device.index or 0)

@@ -1,0 +1,115 @@
+"""Pieces that the kernels share: folded rows, valid keys, key tiles, sums in order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from . import heuristics
+from .heuristics import Target
+from .launch import launch
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def valid_keys(leftpad_ptr, seqused_ptr, b, num_prompt):
+    """Half-open range of the valid prompt keys of batch row b, clamped to what there is."""
+    first = 0
+    last = num_prompt
+    if seqused_ptr is not None:
+        last = tl.minimum(tl.maximum(tl.load(seqused_ptr + b), 0), num_prompt)
+    if leftpad_ptr is not None:
+        first = tl.minimum(tl.maximum(tl.load(leftpad_ptr + b), 0), last)
+    return first, last
+
+
+@triton.jit
+def row_offsets(rows, period, stride_h, stride_s):
+    """Element offsets of folded rows: row r is query r % period of the group's head r // period."""
+    head = (rows // period).to(tl.int64)
+    return head * stride_h + (rows % period).to(tl.int64) * stride_s
+
+
+@triton.jit
+def load_matrix(ptr, offsets, keep, D: tl.constexpr, BLOCK_DIM: tl.constexpr):
+    """[len(offsets), BLOCK_DIM] rows at element offsets; zeros where ``keep`` is not."""
+    d = tl.arange(0, BLOCK_DIM)
+    mask = keep[:, None]
+    if D != BLOCK_DIM:
+        mask = mask & (d < D)[None, :]
+    return tl.load(ptr + offsets[:, None] + d[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def load_keys(
+    ptr,  # of one head
+    desc,
+    b,
+    h,
+    start,
+    stride_s,
+    keep,  # ignored where a descriptor is given
+    D: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
+    """Keys (or values) start .. start + BLOCK_KEYS - 1 of one head: [BLOCK_KEYS, BLOCK_DIM]."""
+    if desc is not None:
+        return desc.load([b, h, start, 0]).reshape(BLOCK_KEYS, BLOCK_DIM)
+    offsets = (start + tl.arange(0, BLOCK_KEYS)).to(tl.int64) * stride_s
+    return load_matrix(ptr, offsets, keep, D, BLOCK_DIM)
+
+
+@triton.jit(do_not_specialize=["num_splits"])
+def sum_splits_kernel(
+    parts_ptr,  # [units, num_splits, size] float32
+    out_ptr,  # [units, size]
+    num_splits,
+    size,
+    weight,
+    BLOCK: tl.constexpr,
+):
+    """Weighted sum over the splits, in their order."""
+    unit = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], tl.float32)
+    for split in range(num_splits):
+        total += tl.load(parts_ptr + (unit * num_splits + split) * size + at, mask=at < size)
+    tl.store(out_ptr + unit * size + at, total * weight, mask=at < size)
+
+
+def descriptor(tensor: Tensor, block_keys: int, block_dim: int, target: Target) -> Any:
+    """A TMA descriptor of a [B, H, S, D] tensor, or None where the copy engine cannot read it."""
+    if not target.has_tma or tensor.numel() == 0:
+        return None
+    size = tensor.element_size()
+    # An expanded dimension has stride 0, which the copy engine takes for a size of its own.
+    aligned = all(stride > 0 and stride * size % 16 == 0 for stride in tensor.stride()[:3])
+    if not aligned or tensor.data_ptr() % 16 != 0:
+        return None
+    return TensorDescriptor(
+        tensor, list(tensor.shape), list(tensor.stride()), [1, 1, block_keys, block_dim]
+    )
+
+
+def sum_splits(parts: Tensor, out: Tensor, units: int, size: int, weight: float) -> None:
+    """out [units, size] = weight * sum over the splits of parts [units, num_splits, size]."""
+    block = 1024
+    launch(
+        sum_splits_kernel,
+        (units, heuristics.ceil_div(size, block)),
+        parts,
+        parts_ptr=parts,
+        out_ptr=out,
+        num_splits=parts.shape[1],
+        size=size,
+        weight=weight,
+        BLOCK=block,
+        num_warps=4,
+    )

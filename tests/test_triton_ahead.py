@@ -1,0 +1,146 @@
+"""Triton's kernels compiled ahead of time for chips that need not be here, and their tile choices.
+
+Compiling takes seconds a kernel, so a part of the recorded table is compiled again: every kernel
+for Hopper at the shapes that have a bar, and the matrix kernels for the other chips.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET"):
+    pytest.skip("the interpreter compiles nothing", allow_module_level=True)
+
+from bench import triton_resources as table
+from lookaheadkv_kernels.triton import heuristics
+from lookaheadkv_kernels.triton.ahead import Resources, resources
+
+MATRIX = (
+    "split_attention_kernel",
+    "column_scores_kernel",
+    "row_gradient_kernel",
+    "key_gradient_kernel",
+    "prefill_attention_kernel",
+)
+INSTRUCTIONS = {
+    "sm_80": {"mma"},
+    "sm_90": {"wgmma", "mma"},
+    "sm_100": {"tcgen05", "mma"},
+    "gfx942": {"mfma"},
+}
+BARS = [
+    case
+    for case in table.CASES
+    if case.target == "sm_90" and case.dtype == torch.bfloat16 and case.head_dim < 256
+]
+OTHERS = [case for case in table.CASES if case not in BARS]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Compiled here and now, not found in a cache."""
+    import triton
+
+    triton.knobs.cache.dir = str(tmp_path_factory.mktemp("triton"))
+
+
+def compiled(case: table.Case, kernels: tuple[str, ...] = ()) -> list[Resources]:
+    launches = table.record_case(case)
+    wanted = [x for x in launches if not kernels or x.kernel.__name__ in kernels]
+    return [resources(launch, table.TARGETS[case.target]) for launch in wanted]
+
+
+def recorded() -> list[str]:
+    return Path(table.TABLE).read_text().splitlines()
+
+
+def check(case: table.Case, used: Resources) -> None:
+    """What the table says, within the chip's limits, on its matrix units."""
+    import triton
+
+    assert used.shared_memory <= table.TARGETS[case.target].shared_memory
+    if used.kernel in MATRIX:
+        assert used.matrix_instruction in INSTRUCTIONS[case.target]
+    if f"Triton {triton.__version__} " in " ".join(recorded()):
+        assert table.row(case, used) in recorded()
+
+
+@pytest.mark.parametrize("case", BARS, ids=lambda case: case.label)
+def test_hopper(case):
+    """No spills for bf16 at D 64 and 128, tiles through the copy engine, tall tiles on wgmma."""
+    for used in compiled(case, MATRIX):
+        check(case, used)
+        assert used.spills == 0
+        if used.kernel in ("split_attention_kernel", "column_scores_kernel"):
+            assert used.bulk_copies
+            assert used.matrix_instruction == "wgmma" or case.group == 1
+
+
+@pytest.mark.parametrize("case", OTHERS, ids=lambda case: case.label)
+def test_other_chips(case):
+    for used in compiled(case, MATRIX):
+        check(case, used)
+        assert used.spills <= (512 if case.dtype == torch.float32 else 64)
+
+
+def test_kernels_without_products():
+    """select, gather and the sums, which do not depend on the shapes above."""
+    for used in compiled(BARS[1]):
+        if used.kernel not in MATRIX:
+            check(BARS[1], used)
+            assert used.spills == 0
+
+
+def test_table_is_complete():
+    """A row for every case, all within their chip's limits; 16-bit types do not spill on Hopper."""
+    rows = [line.split(" | ") for line in recorded() if line.startswith("| ")][2:]
+    labels = {case.label for case in table.CASES}
+    assert {" | ".join(row[:4]).removeprefix("| ") for row in rows} == labels
+    for row in rows:
+        target, dtype, spills = row[0].removeprefix("| "), row[1], int(row[9])
+        assert int(row[7]) <= table.TARGETS[target].shared_memory
+        if dtype != "float32":
+            assert spills <= (0 if target == "sm_90" else 64)
+
+
+SHAPES = list(
+    itertools.product((1, 100, 32_800, 1_000_000), (1, 32, 100, 128, 2048), (8, 64, 72, 128, 256))
+)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("target", table.TARGETS.values(), ids=lambda target: str(target.arch))
+def test_sweeps_cover_every_key_and_fit(target, size):
+    choices = (heuristics.attention, heuristics.scores, heuristics.backward)
+    for choose, (keys, rows, head_dim) in itertools.product(choices, SHAPES):
+        sweep = choose(8, rows, keys, head_dim, size, target)
+        tiles = heuristics.ceil_div(keys, sweep.block_keys)
+        assert sweep.num_splits * sweep.tiles_per_split >= tiles
+        assert (sweep.num_splits - 1) * sweep.tiles_per_split < tiles
+        assert head_dim <= sweep.block_dim <= 256
+        for tile in (sweep.block_rows, sweep.block_keys, sweep.block_dim):
+            assert tile >= 16 and tile & (tile - 1) == 0
+        tile_bytes = sweep.block_keys * sweep.block_dim * size
+        assert target.backend == "hip" or sweep.num_stages * tile_bytes <= target.shared_memory
+        assert sweep.num_warps in (4, 8) and sweep.num_stages >= 1
+
+
+def test_splits_fill_the_chip_in_one_wave():
+    assert heuristics.splits(8, 512, 132) == (16, 32)
+    assert heuristics.splits(132, 512, 132) == (1, 512)
+    assert heuristics.splits(500, 512, 132) == (1, 512)
+    assert heuristics.splits(1, 512, 132) == (128, 4)  # four tiles a split at least
+    assert heuristics.splits(1, 1, 132) == (1, 4)
+
+
+def test_same_choice_for_same_shapes():
+    sweeps = {
+        heuristics.attention(8, 128, 32_800, 128, 2, table.TARGETS["sm_90"]) for _ in range(3)
+    }
+    assert len(sweeps) == 1

@@ -1,0 +1,44 @@
+"""The op tests on Triton's kernels, in its interpreter: no GPU needed.
+
+The interpreter is chosen when the kernels are imported, so these are test runs of their own. To run
+more cases by hand: TRITON_INTERPRET=1 LOOKAHEADKV_BACKEND=triton pytest tests/test_ops.py
+"""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from build_tools import ROOT, run
+
+INTERPRETER = {"TRITON_INTERPRET": "1", "LOOKAHEADKV_BACKEND": "triton"}
+# Quick ones as a whole; of the others a few cases of every test. The largest shapes take minutes.
+RUNS = {
+    "errors": (
+        "tests/test_bad_input.py",
+        "--deselect=tests/test_bad_input.py::test_unknown_instruction_set",
+    ),
+    "gather": ("tests/test_gather.py", "--cases-per-test=12"),
+    "kernels": (
+        "tests/test_triton_kernels.py",
+        "tests/test_ops.py",
+        "tests/test_evict.py",
+        "tests/test_gradients.py",
+        "tests/test_select.py",
+        "tests/test_registration.py",
+        "--cases-per-test=2",
+        "--deselect=tests/test_ops.py::test_long_prompt",
+        "--deselect=tests/test_ops.py::test_llama_layer",
+        "--deselect=tests/test_select.py::test_long_row",
+        "--deselect=tests/test_select.py::test_padding",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_op_tests_on_triton(name: str) -> None:
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *RUNS[name]]
+    result = run(command, cwd=ROOT, env=INTERPRETER)
+    assert result.returncode == 0, result.stdout[-8000:]
