@@ -255,7 +255,7 @@ def test_fake_tensors(op, change, message):
 @pytest.mark.parametrize("op", [op for op in GOOD if op != "gather_kv"])  # which only copies
 def test_unknown_instruction_set(op, monkeypatch):
     monkeypatch.setenv("LOOKAHEADKV_CPU_ISA", "mmx")
-    with pytest.raises(RuntimeError, match="LOOKAHEADKV_CPU_ISA must be one of .*, got mmx"):
+    with pytest.raises(RuntimeError, match=r"LOOKAHEADKV_CPU_ISA must be one of .*, got mmx"):
         getattr(OPS, op)(**GOOD[op])
 
 

@@ -31,7 +31,7 @@ class Tasks {
 // Runs body on one or more threads, all taking from one Tasks until it is empty, and returns when
 // all are done: a thread that the system holds up leaves its share to the others. A further thread
 // is woken for every `grain` tasks at most: waiting for one costs more than a small copy. An
-// exception thrown by a body reaches the caller.
+// exception thrown by a body reaches the caller, at least its text.
 class Executor {
  public:
   using Body = std::function<void(Tasks&)>;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <exception>
 #include <mutex>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 
@@ -22,17 +23,17 @@ class TorchExecutor final : public Executor {
     const int64_t threads = (tasks + grain - 1) / grain;
     if (threads == 0) return;
     Tasks source(tasks);
-    std::exception_ptr error;  // would lose its text on the way through torch's C interface
+    std::optional<std::string> error;  // the text, which torch's C interface would lose
     std::mutex mutex;
     torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
       try {
         body(source);
-      } catch (...) {
+      } catch (const std::exception& thrown) {
         const std::lock_guard<std::mutex> lock(mutex);
-        if (!error) error = std::current_exception();
+        if (!error) error = thrown.what();
       }
     });
-    if (error) std::rethrow_exception(error);
+    if (error) throw std::runtime_error(*error);
   }
 };
 const TorchExecutor kExecutor;
