@@ -87,7 +87,10 @@ def test_padded_batch(layout, keep_observation, given, device):
 def test_padding_is_never_read_into_a_result(dtype, device):
     """NaN, infinity and huge values in the padding change no bit of any result."""
     inputs = make_inputs(batch=6, prompt=200, dtype=dtype, device=device)
-    padding = {"leftpad_k": lengths(*FIRST, device=device), "seqused_k": lengths(*LAST)}
+    padding = {
+        "leftpad_k": lengths(*FIRST, device=device),
+        "seqused_k": lengths(*LAST, device=device),
+    }
     expected = [
         *lk.lookahead_attention(*inputs, **padding),
         *lk.score_and_evict(*inputs, 64, **padding),
@@ -106,7 +109,10 @@ def test_padding_is_never_read_into_a_result(dtype, device):
 
 def test_padded_row_equals_the_row_alone(device):
     inputs = make_inputs(batch=6, prompt=200, device=device)
-    padding = {"leftpad_k": lengths(*FIRST, device=device), "seqused_k": lengths(*LAST)}
+    padding = {
+        "leftpad_k": lengths(*FIRST, device=device),
+        "seqused_k": lengths(*LAST, device=device),
+    }
     scores = lk.score_and_evict(*inputs, 30, **padding).scores
     for b in range(6):
         real = [*range(FIRST[b], LAST[b]), *range(200, 205)]
@@ -190,6 +196,9 @@ def test_lengths_of_any_strides(device):
     pairs = torch.tensor([[3, 80], [0, 90], [10, 10]], dtype=torch.int32, device=device)
     strided = lk.score_and_evict(*inputs, 9, leftpad_k=pairs[:, 0], seqused_k=pairs[:, 1])
     packed = lk.score_and_evict(
-        *inputs, 9, leftpad_k=lengths(3, 0, 10), seqused_k=lengths(80, 90, 10)
+        *inputs,
+        9,
+        leftpad_k=lengths(3, 0, 10, device=device),
+        seqused_k=lengths(80, 90, 10, device=device),
     )
     assert_bitwise(strided, packed)
