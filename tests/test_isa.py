@@ -112,6 +112,8 @@ def test_unknown_name(name, monkeypatch: pytest.MonkeyPatch):
     for call in (
         lambda: lk.lookahead_attention(*inputs),
         lambda: lk.column_scores(*inputs[:2]),
+        lambda: lk.prefill_attention(inputs.key, inputs.key, inputs.value, 4),
+        lambda: lk.select(torch.rand(2, 2, 20), 4),
         lambda: lk.score_and_evict(*inputs, 4),
     ):
         with pytest.raises(RuntimeError) as caught:
