@@ -1,0 +1,75 @@
+"""The attention function and mask that transformers calls while eviction is attached.
+
+Both are registered under ``lookaheadkv_<base>``. For any other cache they hand on to the base
+implementation with its own mask, so that an attached model computes what it always did. For an
+:class:`~.cache.EvictableCache` the layer itself attends: it knows which entries it stores, which
+differs between layers and rows, so that no mask made once for all layers could be right.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from .cache import LAYER_ATTRIBUTE
+from .masks import StepMask
+
+PREFIX = "lookaheadkv_"
+
+
+def register(base: str) -> str:
+    """Make attention over ``base`` known to transformers; returns its name.
+
+    Raises:
+        ValueError: transformers knows no mask for ``base``.
+    """
+    name = base if base.startswith(PREFIX) else PREFIX + base
+    base = name.removeprefix(PREFIX)
+    masks = AttentionMaskInterface()
+    if base not in masks:
+        raise ValueError(f"attention implementation {base!r} is not supported")
+    base_mask = masks[base]
+
+    def attention(
+        module: Any,
+        query: Tensor,  # [B, Hq, q, D]
+        key: Tensor,  # [B, Hkv, S, D]
+        value: Tensor,  # [B, Hkv, S, D]
+        attention_mask: Any,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        step = attention_mask if isinstance(attention_mask, StepMask) else None
+        place = getattr(key, LAYER_ATTRIBUTE, None)
+        if place is None:
+            mask = attention_mask if step is None else step.base
+            result: tuple[Tensor, Tensor | None] = _base_attention(base, module)(
+                module, query, key, value, mask, **kwargs
+            )
+            return result
+        if step is None and attention_mask is not None:
+            raise ValueError(
+                "an evictable cache takes 2-D attention masks [B, tokens], got "
+                f"{tuple(attention_mask.shape)}"
+            )
+        cache, index = place
+        padding = None if step is None else step.padding
+        return cache.attend(index, module, query, key, value, padding), None
+
+    def mask(**kwargs: Any) -> StepMask:
+        return StepMask(
+            lambda: base_mask(**kwargs), kwargs.get("attention_mask"), kwargs["q_length"]
+        )
+
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, mask)
+    return name
+
+
+def _base_attention(base: str, module: Any) -> Any:
+    """The function behind a name; ``eager`` lives in each model's own file."""
+    own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    return AttentionInterface().get_interface(base, own)

@@ -1,0 +1,242 @@
+"""A KV cache whose layers can lose entries: physical and logical lengths are kept apart.
+
+Rotary positions are already in the keys, so eviction leaves them alone; new tokens go on at the
+logical length. Layers may hold different numbers of entries.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from .masks import bottom_right_mask
+
+# `update` returns the keys that the model hands to the attention function; this attribute tells the
+# function which layer of which cache they are. It sits on a fresh view, which dies with the call:
+# on the stored tensor itself it would be a reference cycle that keeps evicted memory alive.
+LAYER_ATTRIBUTE = "lookaheadkv_place"
+
+
+class Observer(Protocol):
+    """Sees each layer's queries right after its attention, and may cut that layer's entries."""
+
+    def __call__(self, cache: EvictableCache, index: int, query: Tensor, scale: float) -> None:
+        """``query`` [B, Hq, q, D] are the post-RoPE queries of the layer's newest q entries."""
+
+
+class EvictableLayer(CacheLayerMixin):
+    """One layer's entries: ``keys``/``values`` [B, Hkv, S, D], newest last.
+
+    Attributes:
+        valid: bool [B, S], false at padding and empty slots; None when every slot is real.
+        kept_positions: int32 [B, Hkv, K] positions of the first K slots, -1 in empty ones; None
+            before the first eviction.
+        kept_seen: int64 [B] real tokens a row had seen at the last eviction; None before.
+    """
+
+    is_sliding = False
+    is_croppable = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.valid: Tensor | None = None
+        self.kept_positions: Tensor | None = None
+        self.kept_seen: Tensor | None = None
+        self.cumulative_length = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Take dtype and device from the first entries."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append [B, Hkv, q, D] of each; returns all that is stored."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.cumulative_length += key_states.shape[-2]
+        if self.keys.shape[-2] == 0:
+            self.keys, self.values = key_states, value_states
+        else:
+            self.keys = torch.cat([self.keys, key_states], dim=-2)
+            self.values = torch.cat([self.values, value_states], dim=-2)
+        return self.keys[:], self.values[:]
+
+    def extend_valid(self, padding: Tensor | None, num_new: int) -> None:
+        """Note which of the ``num_new`` newest entries are real (bool [B, q]; None: all)."""
+        if padding is None and self.valid is None:
+            return
+        batch, stored = self.keys.shape[0], self.keys.shape[2]
+        if self.valid is None:
+            self.valid = torch.ones(
+                batch, stored - num_new, dtype=torch.bool, device=self.keys.device
+            )
+        new = self.valid.new_ones(batch, num_new) if padding is None else padding
+        self.valid = torch.cat([self.valid, new.to(self.valid.device)], dim=1)
+
+    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention of the newest q tokens over what is stored: [B, q, Hq, D]."""
+        rows, stored = query.shape[2], key.shape[2]
+        mask = None
+        if rows != stored or self.valid is not None:
+            mask = bottom_right_mask(rows, stored, self.valid, query.device)
+        out: Tensor = sdpa_attention_forward(
+            module, query, key, value, mask, scaling=module.scaling
+        )[0]
+        return out
+
+    def keep(
+        self,
+        key: Tensor,  # [B, Hkv, K, D]
+        value: Tensor,  # [B, Hkv, K, D]
+        positions: Tensor,  # [B, Hkv, K] int32
+        valid: Tensor | None,  # [B, K] bool
+        num_dropped: int,
+    ) -> None:
+        """Replace all entries; the ``num_dropped`` newest were lookahead rows, never seen."""
+        self.kept_seen = self.row_lengths() - num_dropped
+        self.cumulative_length -= num_dropped
+        self.keys, self.values, self.valid = key, value, valid
+        self.kept_positions = positions
+
+    def drop_newest(self, count: int) -> None:
+        """Forget the ``count`` newest entries as if they had never been there."""
+        if count == 0:
+            return
+        stored = self.keys.shape[2] - count
+        # Cloned: a view would keep the dropped entries' memory.
+        self.keys, self.values = (t[:, :, :stored].clone() for t in (self.keys, self.values))
+        self.valid = None if self.valid is None else self.valid[:, :stored]
+        self.cumulative_length -= count
+
+    def row_lengths(self) -> Tensor:
+        """Real tokens each row has seen: int64 [B]."""
+        batch, _, stored, _ = self.keys.shape
+        tail = 0 if self.kept_positions is None else self.kept_positions.shape[2]
+        if self.valid is None:
+            lengths = torch.full((batch,), stored - tail, device=self.keys.device)
+        else:
+            lengths = self.valid[:, tail:].sum(dim=1)
+        return lengths if self.kept_seen is None else lengths + self.kept_seen
+
+    def positions(self) -> Tensor:
+        """Position of every stored entry in its row's text: int32 [B, Hkv, S]; -1 where empty."""
+        batch, heads, stored, _ = self.keys.shape
+        tail = 0 if self.kept_positions is None else self.kept_positions.shape[2]
+        real = torch.ones(batch, stored - tail, dtype=torch.int64, device=self.keys.device)
+        if self.valid is not None:
+            real = self.valid[:, tail:].to(torch.int64)
+        new = real.cumsum(dim=1) - 1
+        if self.kept_seen is not None:
+            new = new + self.kept_seen[:, None]
+        new = new.masked_fill(real == 0, -1).to(torch.int32)
+        new = new[:, None].expand(batch, heads, stored - tail)
+        return new if self.kept_positions is None else torch.cat([self.kept_positions, new], dim=2)
+
+    @property
+    def stored_length(self) -> int:
+        """Physical length: slots per head."""
+        return self.keys.shape[-2] if self.is_initialized else 0
+
+    def nbytes(self) -> int:
+        """Bytes of the stored K and V."""
+        return self.keys.nbytes + self.values.nbytes if self.is_initialized else 0
+
+    def get_seq_length(self) -> int:
+        """Logical length: tokens seen, padding included, where the next one goes."""
+        return self.cumulative_length
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """(slots the next step attends to, tokens that went before the first of them)."""
+        return self.stored_length + query_length, self.cumulative_length - self.stored_length
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Always an error: what was evicted cannot come back (assisted generation needs that)."""
+        raise NotImplementedError("an evictable cache cannot be cropped")
+
+    def _per_row(self, change: Any) -> None:
+        for name in ("keys", "values", "valid", "kept_positions", "kept_seen"):
+            tensor = getattr(self, name)
+            if tensor is not None:
+                setattr(self, name, change(tensor))
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Rows in another order (beam search)."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every row ``repeats`` times."""
+        self._per_row(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """These rows alone."""
+        self._per_row(lambda tensor: tensor.index_select(0, indices.to(tensor.device)))
+
+    def reset(self) -> None:
+        """Empty again."""
+        self.__init__()  # type: ignore[misc]
+
+    def fork(self) -> EvictableLayer:
+        """A layer that goes on by itself; tensors are never written in place, so it shares them."""
+        other = type(self).__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+
+class EvictableCache(Cache):
+    """Evictable layers, made as the model runs, and the observer that watches them."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.observer: Observer | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append to one layer; the returned keys carry their place (see ``LAYER_ATTRIBUTE``)."""
+        while len(self.layers) <= layer_idx:
+            self.layers.append(EvictableLayer())
+        key, value = self.layers[layer_idx].update(key_states, value_states)
+        setattr(key, LAYER_ATTRIBUTE, (self, layer_idx))
+        return key, value
+
+    def attend(
+        self,
+        index: int,
+        module: Any,
+        query: Tensor,  # [B, Hq, q, D]
+        key: Tensor,  # [B, Hkv, S, D]
+        value: Tensor,  # [B, Hkv, S, D]
+        padding: Tensor | None,  # [B, q] bool
+    ) -> Tensor:
+        """Attention of one layer, then the observer."""
+        layer = self.layers[index]
+        layer.extend_valid(padding, query.shape[2])
+        out: Tensor = layer.attend(module, query, key, value)
+        if self.observer is not None:
+            self.observer(self, index, query, module.scaling)
+        return out
+
+    def fork(self) -> EvictableCache:
+        """A second cache that starts as this one is now."""
+        other = EvictableCache()
+        other.layers = [layer.fork() for layer in self.layers]
+        return other
+
+    def row_lengths(self) -> Tensor | None:
+        """Real tokens each row has seen, int64 [B]; None while the cache is empty."""
+        return self.layers[0].row_lengths() if self.layers else None
+
+    def nbytes(self) -> int:
+        """Bytes of K and V in all layers."""
+        return sum(layer.nbytes() for layer in self.layers)

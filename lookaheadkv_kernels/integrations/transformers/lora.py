@@ -1,0 +1,54 @@
+"""LoRA on the lookahead rows alone, by forward hooks: the model's classes and weights stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...lookahead import LookaheadModules, LoRA
+from .compat import decoder_layers, linear
+
+
+@contextmanager
+def lora_on_last_rows(model: nn.Module, modules: LookaheadModules) -> Iterator[None]:
+    """Within the block every forward treats its last ``num_lookahead`` rows as lookahead tokens.
+
+    Their rows of each linear map's output [B, S, out] get the LoRA's on top; all others are the
+    base model's own.
+    """
+    with ExitStack() as stack:
+        for index, layer in enumerate(decoder_layers(model)):
+            stack.enter_context(lora_on_layer(layer, index, modules))
+        yield
+
+
+@contextmanager
+def lora_on_layer(layer: Any, index: int, modules: LookaheadModules) -> Iterator[None]:
+    """The same for one decoder layer."""
+    rows = modules.config.num_lookahead
+    handles = []
+    try:
+        for name in modules.config.linears(index):
+            lora = modules.lora(index, name)
+            assert lora is not None
+            handles.append(linear(layer, name).register_forward_hook(_hook(lora, rows)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(lora: LoRA, rows: int) -> Any:
+    def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        (x,) = args  # [B, S, in]
+        addition = lora(x[..., -rows:, :])
+        if output.shape[-2] == rows:
+            return output + addition  # the only case under autograd, which forbids writing in place
+        # The linear map has just made `output` and nobody else has seen it.
+        output[..., -rows:, :] += addition
+        return output
+
+    return add

@@ -1,0 +1,14 @@
+"""Lookahead modules: config, embeddings and LoRA, files. Knows no model library."""
+
+from .config import LookaheadConfig, ModelShape
+from .files import load_modules, save_modules
+from .modules import LoRA, LookaheadModules
+
+__all__ = [
+    "LoRA",
+    "LookaheadConfig",
+    "LookaheadModules",
+    "ModelShape",
+    "load_modules",
+    "save_modules",
+]

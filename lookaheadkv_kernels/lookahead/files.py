@@ -1,0 +1,109 @@
+"""Lookahead modules on disk: ``config.json`` and ``lookahead.safetensors`` in one folder.
+
+Safetensors holds no code, so a file from a stranger can be read. Both files are written beside
+their final place and renamed, weights first: a reader finds the old pair, the new pair, or a config
+that names the checksum of weights it does not find, which is an error, never a silent mixture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from .config import LookaheadConfig
+from .modules import LookaheadModules
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "lookahead.safetensors"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace ``path`` by ``content`` such that a crash leaves either the old or the new file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def save_modules(
+    modules: LookaheadModules,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    training: dict[str, Any] | None = None,
+) -> None:
+    """Write ``modules`` into ``folder``, which is made if need be.
+
+    Args:
+        modules: what to save.
+        folder: where to.
+        dtype: store the weights in this dtype; as they are when None.
+        training: facts about the training (data, steps, seed) kept in ``config.json``.
+    """
+    folder = Path(folder)
+    tensors = {
+        name: tensor.detach().to("cpu", dtype).contiguous()
+        for name, tensor in modules.state_dict().items()
+    }
+    weights = save(tensors, metadata={"format": "pt"})
+    config = {
+        **modules.config.to_dict(),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "training": training or {},
+    }
+    write_atomically(folder / WEIGHTS_FILE, weights)
+    write_atomically(folder / CONFIG_FILE, (json.dumps(config, indent=1) + "\n").encode())
+
+
+def load_modules(folder: str | Path) -> LookaheadModules:
+    """Read what :func:`save_modules` wrote; on the CPU, in the dtype of the file.
+
+    Raises:
+        FileNotFoundError: there are no lookahead modules in ``folder``.
+        ValueError: a file is damaged, of another format version, or the two do not belong together.
+    """
+    folder = Path(folder)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"no lookahead modules in {folder}: {name} is missing")
+    try:
+        data = json.loads((folder / CONFIG_FILE).read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder / CONFIG_FILE} is damaged: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{folder / CONFIG_FILE} is damaged: not a JSON object")
+    weights = (folder / WEIGHTS_FILE).read_bytes()
+    expected = data.pop("weights_sha256", None)
+    data.pop("training", None)
+    config = LookaheadConfig.from_dict(data)
+    if hashlib.sha256(weights).hexdigest() != expected:
+        raise ValueError(
+            f"{folder / WEIGHTS_FILE} is damaged or belongs to another {CONFIG_FILE}: its SHA-256 "
+            f"is not {expected}"
+        )
+    try:
+        tensors = load(weights)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS_FILE} is damaged: {error}") from error
+    modules = LookaheadModules(config)
+    try:
+        modules.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"{folder / WEIGHTS_FILE} does not fit its config: {error}") from error
+    return modules.requires_grad_(False)
