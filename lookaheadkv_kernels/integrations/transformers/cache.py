@@ -194,11 +194,18 @@ class EvictableLayer(CacheLayerMixin):
 
 
 class EvictableCache(Cache):
-    """Evictable layers, made as the model runs, and the observer that watches them."""
+    """Evictable layers, made as the model runs, and the observer that watches them.
+
+    Attributes:
+        logits: [B, vocabulary] of the last token of the last prompt, before anything was evicted.
+        choices: what the last eviction chose, if the runner records it.
+    """
 
     def __init__(self) -> None:
         super().__init__(layers=[])
         self.observer: Observer | None = None
+        self.logits: Tensor | None = None
+        self.choices: list[Any] = []
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any

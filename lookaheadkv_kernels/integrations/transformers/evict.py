@@ -1,0 +1,136 @@
+"""Cuts one layer of a cache as a policy says: padding, empty slots and positions are handled here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...policies.base import Budget, Kept, LayerCall, Policy, budget_of
+from .cache import EvictableCache
+
+
+def evict_layer(
+    cache: EvictableCache,
+    index: int,
+    query: Tensor,  # [B, Hq, q, D], of the newest q entries
+    scale: float,
+    policy: Policy,
+    budget: Budget,
+    *,
+    num_layers: int,
+    seen: list[int],
+    new: list[int],
+    num_lookahead: int = 0,
+    state: Any = None,
+) -> Kept:
+    """Let ``policy`` choose, and put what stays into the layer.
+
+    Args:
+        cache: the cache; its layer ``index`` holds the prompt and ``num_lookahead`` rows behind it.
+        index: of the layer.
+        query: newest queries, those of the lookahead rows included.
+        scale: of the logits.
+        policy: who chooses.
+        budget: as the user gave it.
+        num_layers: of the model.
+        seen: tokens of each row's text so far, for budgets that are ratios.
+        new: real tokens among each row's queries.
+        num_lookahead: newest entries that are lookahead tokens.
+        state: the policy's state of this prefill.
+    """
+    layer = cache.layers[index]
+    positions = layer.positions()[:, :, : layer.stored_length - num_lookahead]
+
+    def call(rows: slice, skip: int, query: Tensor, tokens: int, leftpad_k: Tensor | None) -> Kept:
+        """Rows ``rows`` without their first ``skip`` entries."""
+        amount = budget_of(budget, index, tokens)
+        stored = layer.stored_length - num_lookahead - skip
+        return policy.evict(
+            LayerCall(
+                index,
+                num_layers,
+                query,
+                key[rows, :, skip:],
+                value[rows, :, skip:],
+                policy.layer_budget(amount, index, num_layers, stored),
+                scale,
+                leftpad_k,
+                state,
+            )
+        )
+
+    if layer.valid is None:
+        key, value = layer.keys, layer.values
+        kept = call(slice(None), 0, query, seen[0], None)
+        valid = None
+    else:
+        order, leftpad = _left_padded(layer.valid, num_lookahead)
+        key, value = layer.keys, layer.values
+        if order is not None:
+            positions = positions.gather(2, order[:, None, : positions.shape[2]].expand_as(positions))
+            where = order[:, None, :, None].expand_as(key)
+            key, value = key.gather(2, where), value.gather(2, where)
+        if policy.handles_padding and (isinstance(budget, int) or len(set(seen)) == 1):
+            kept = call(slice(None), 0, query, seen[0], leftpad)
+        else:
+            kept = _joined(
+                [
+                    _shifted(
+                        call(
+                            slice(row, row + 1),
+                            skip,
+                            query[row : row + 1, :, query.shape[2] - new[row] - num_lookahead :],
+                            seen[row],
+                            None,
+                        ),
+                        skip,
+                    )
+                    for row, skip in enumerate(leftpad.tolist())
+                ]
+            )
+        real = kept.indices[:, 0] >= 0
+        valid = None if bool(real.all()) else real
+    empty = kept.indices < 0
+    where = kept.indices.clamp(min=0).to(torch.int64)
+    layer.keep(
+        kept.key,
+        kept.value,
+        positions.gather(2, where).masked_fill(empty, -1),
+        valid,
+        num_lookahead,
+    )
+    return kept
+
+
+def _left_padded(valid: Tensor, num_lookahead: int) -> tuple[Tensor | None, Tensor]:
+    """(order [B, S] that moves every hole of a row to its front, or None; holes, int32 [B])."""
+    prompt = valid[:, : valid.shape[1] - num_lookahead]
+    leftpad = (~prompt).sum(dim=1).to(torch.int32)
+    if bool((prompt[:, 1:] >= prompt[:, :-1]).all()):
+        return None, leftpad
+    return valid.to(torch.int8).argsort(dim=1, stable=True), leftpad
+
+
+def _shifted(kept: Kept, skip: int) -> Kept:
+    """Indices counted from the front of the unpadded row -> from the front of the padded one."""
+    return kept._replace(indices=torch.where(kept.indices < 0, -1, kept.indices + skip))
+
+
+def _joined(rows: list[Kept]) -> Kept:
+    """Rows of different lengths as one batch: empty slots at the end."""
+    most = max(kept.indices.shape[2] for kept in rows)
+
+    def padded(tensor: Tensor, fill: float) -> Tensor:
+        missing = most - tensor.shape[2]
+        if missing == 0:
+            return tensor
+        shape = [*tensor.shape[:2], missing, *tensor.shape[3:]]
+        return torch.cat([tensor, tensor.new_full(shape, fill)], dim=2)
+
+    return Kept(
+        torch.cat([padded(kept.key, 0) for kept in rows]),
+        torch.cat([padded(kept.value, 0) for kept in rows]),
+        torch.cat([padded(kept.indices, -1) for kept in rows]),
+    )

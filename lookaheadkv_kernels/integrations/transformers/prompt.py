@@ -1,0 +1,124 @@
+"""A batch of prompts as the model will run it: left-padded, with explicit positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """New tokens of every row, real ones last.
+
+    Attributes:
+        input_ids: int64 [B, N]; None where embeddings are given.
+        inputs_embeds: [B, N, hidden]; None where ids are given.
+        mask: bool [B, N], true at real tokens; None where all are.
+        position_ids: int64 [B, N].
+    """
+
+    input_ids: Tensor | None
+    inputs_embeds: Tensor | None
+    mask: Tensor | None
+    position_ids: Tensor
+
+    @property
+    def num_tokens(self) -> int:
+        """N, padding included."""
+        return int(self.position_ids.shape[1])
+
+    @property
+    def batch(self) -> int:
+        """B."""
+        return int(self.position_ids.shape[0])
+
+    def part(self, start: int, stop: int) -> Prompt:
+        """Tokens ``start`` to ``stop`` of every row."""
+        parts = (self.input_ids, self.inputs_embeds, self.mask, self.position_ids)
+        return Prompt(*(None if t is None else t[:, start:stop] for t in parts))  # type: ignore[arg-type]
+
+    def row_counts(self) -> list[int]:
+        """Real tokens of every row, on the host."""
+        if self.mask is None:
+            return [self.num_tokens] * self.batch
+        return [int(count) for count in self.mask.sum(dim=1).tolist()]
+
+
+def make_prompt(
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None = None,
+    *,
+    inputs_embeds: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    seen: Tensor | None = None,
+) -> Prompt:
+    """Check a batch and bring it into left-padded form.
+
+    Args:
+        input_ids: int64 [B, N], padded left, right, or not at all.
+        attention_mask: [B, N] for the new tokens, or [B, seen + N]; 0 is padding.
+        inputs_embeds: [B, N, hidden] in place of ``input_ids``.
+        position_ids: int64 [B, N]; counted from the mask and ``seen`` when None.
+        seen: real tokens each row had before, int64 [B].
+
+    Raises:
+        ValueError: both or neither of ids and embeddings; a mask of another shape; padding between
+            real tokens; a row without any token.
+    """
+    tokens = input_ids if input_ids is not None else inputs_embeds
+    if tokens is None or (input_ids is not None and inputs_embeds is not None):
+        raise ValueError("give exactly one of input_ids and inputs_embeds")
+    if tokens.ndim != (2 if input_ids is not None else 3):
+        raise ValueError(f"input_ids must be [B, N], got {list(tokens.shape)}")
+    batch, length = tokens.shape[:2]
+    if batch == 0 or length == 0:
+        raise ValueError(f"the prompt is empty: input_ids {list(tokens.shape)}")
+    mask = _new_mask(attention_mask, batch, length)
+    if position_ids is None:
+        real = torch.ones(batch, length, dtype=torch.int64, device=tokens.device)
+        counted = (real if mask is None else mask.to(real)).cumsum(dim=1) - 1
+        position_ids = counted.clamp(min=0)
+        if seen is not None:
+            position_ids = position_ids + seen.to(position_ids)[:, None]
+    position_ids = position_ids.expand(batch, length)
+    prompt = Prompt(input_ids, inputs_embeds, mask, position_ids)
+    return prompt if mask is None else _left_padded(prompt, mask)
+
+
+def _new_mask(attention_mask: Tensor | None, batch: int, length: int) -> Tensor | None:
+    if attention_mask is None:
+        return None
+    if (
+        attention_mask.ndim != 2
+        or attention_mask.shape[0] != batch
+        or attention_mask.shape[1] < length
+    ):
+        raise ValueError(
+            f"attention_mask must be [{batch}, {length}] or longer by the tokens before, got "
+            f"{list(attention_mask.shape)}"
+        )
+    mask = attention_mask[:, -length:].bool()
+    return None if bool(mask.all()) else mask
+
+
+def _left_padded(prompt: Prompt, mask: Tensor) -> Prompt:
+    counts = mask.sum(dim=1)
+    if bool((counts == 0).any()):
+        raise ValueError(f"attention_mask: a row without any token, counts {counts.tolist()}")
+    changes = (mask[:, 1:] != mask[:, :-1]).sum(dim=1)
+    if bool((changes > 1).any()):
+        raise ValueError("attention_mask: padding must be at one end of a row")
+    if not bool((mask[:, :-1] & ~mask[:, 1:]).any()):
+        return prompt
+    # Right-padded rows roll to the right; stable, so that real tokens keep their order.
+    order = mask.to(torch.int8).argsort(dim=1, stable=True)
+    ids, embeds = prompt.input_ids, prompt.inputs_embeds
+    return replace(
+        prompt,
+        input_ids=None if ids is None else ids.gather(1, order),
+        inputs_embeds=None if embeds is None else embeds.gather(1, order[..., None].expand_as(embeds)),
+        mask=mask.gather(1, order),
+        position_ids=prompt.position_ids.gather(1, order),
+    )

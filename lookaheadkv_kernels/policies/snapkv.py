@@ -1,0 +1,37 @@
+"""SnapKV (Li et al., 2024): the end of the prompt says what the answer will need."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from ..ops import score_and_evict
+from .base import Kept, LayerCall, Policy
+
+
+class SnapKV(Policy):
+    """Mean attention of the last ``window`` prompt rows, max-pooled, Top-K; the window stays.
+
+    Args:
+        window: observation rows, inside the budget.
+        pool_kernel: window of the max-pool.
+    """
+
+    name: ClassVar[str] = "snapkv"
+
+    def __init__(self, *, window: int = 32, pool_kernel: int = 7) -> None:
+        self.window = window
+        self.pool_kernel = pool_kernel
+
+    def evict(self, call: LayerCall) -> Kept:
+        """Score with the newest rows; a prompt that fits the budget stays whole."""
+        return Kept(
+            *score_and_evict(
+                call.query[:, :, -self.window :],
+                call.key,
+                call.value,
+                call.budget,
+                scale=call.scale,
+                pool_kernel=self.pool_kernel,
+                keep_observation=True,
+            )
+        )
