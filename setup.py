@@ -112,7 +112,14 @@ setup(
     distclass=BinaryDistribution,
     packages=[*find_packages(include=["lookaheadkv_kernels*"]), "lookaheadkv_kernels.python_ref"],
     package_dir={"lookaheadkv_kernels.python_ref": "python_ref"},
-    package_data={"lookaheadkv_kernels": ["py.typed"]},
+    package_data={
+        "lookaheadkv_kernels": [
+            "py.typed",
+            "lookahead/models/*.json",
+            "weights/*/config.json",
+            "weights/*/lookahead.safetensors",
+        ]
+    },
     include_package_data=False,
     # CMake builds everything; the entry tells setuptools of the top-level module's name.
     ext_modules=[Extension(NUMPY_MODULE, sources=[])] if NUMPY == "on" else [],

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
-from . import info
 from ._version import __version__
+from .commands import generate_responses, info, params, train
+
+COMMANDS = (info, params, generate_responses, train)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns the exit status."""
+    """Run one subcommand; returns the exit status: 2 where its arguments cannot work."""
     parser = argparse.ArgumentParser(prog="lookaheadkv", description="LookaheadKV kernels")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("info", help="print version, backends, instruction sets and device facts")
-    parser.parse_args(arguments)
-    facts = info.collect()
-    width = max(map(len, facts))
-    for label, value in facts.items():
-        print(f"{label:<{width}}  {value}")
-    return 0
+    for command in COMMANDS:
+        command.add_parser(commands)
+    parsed = parser.parse_args(arguments)
+    try:
+        status: int = parsed.run(parsed)
+    except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
+        print(f"lookaheadkv {parsed.command}: {error}", file=sys.stderr)
+        return 2
+    return status

@@ -2,7 +2,7 @@
 
 from .config import LookaheadConfig, ModelShape
 from .files import load_modules, save_modules
-from .modules import LoRA, LookaheadModules
+from .modules import LookaheadModules, LoRA
 
 __all__ = [
     "LoRA",

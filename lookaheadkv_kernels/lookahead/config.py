@@ -106,7 +106,9 @@ class LookaheadConfig:
 
     def num_parameters(self) -> int:
         """Trainable parameters (paper table 1)."""
-        loras = sum(self.lora_rank * (size_in + size_out) for _, _, size_in, size_out in self.loras())
+        loras = sum(
+            self.lora_rank * (size_in + size_out) for _, _, size_in, size_out in self.loras()
+        )
         return self.num_lookahead * self.model.hidden_size + loras
 
     def to_dict(self) -> dict[str, Any]:

@@ -68,7 +68,8 @@ def _observing(cache: EvictableCache, observer: Any) -> Iterator[None]:
         cache.observer = None
 
 
-def _run(model: Any, ids: Sequence[int], cache: EvictableCache) -> Tensor:
+@torch.no_grad()
+def prefill_logits(model: Any, ids: Sequence[int], cache: EvictableCache) -> Tensor:
     """Append ``ids`` to the cache; logits of the last one, [vocabulary]."""
     logits: Tensor = model(
         torch.tensor([list(ids)], device=model.device),
@@ -89,7 +90,7 @@ def greedy_response(
     cache = cache.fork()
     response = [int(logits.argmax())]
     while len(response) < max_tokens and response[-1] not in stop:
-        response.append(int(_run(model, response[-1:], cache).argmax()))
+        response.append(int(prefill_logits(model, response[-1:], cache).argmax()))
     return response
 
 
@@ -109,7 +110,7 @@ def ground_truth(
         max_response: longest response, in tokens.
     """
     cache = EvictableCache()
-    logits = _run(model, prompt_ids, cache)
+    logits = prefill_logits(model, prompt_ids, cache)
     if response_ids is None:
         response = greedy_response(model, cache, logits, max_response)
     else:
@@ -121,7 +122,7 @@ def ground_truth(
 
     seen = cache.fork()
     with _observing(seen, observe):
-        _run(model, response, seen)
+        prefill_logits(model, response, seen)
     return Target(cache, scores, response)
 
 

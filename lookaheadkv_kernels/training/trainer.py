@@ -61,6 +61,7 @@ class Trainer:
             modules themselves.
         config: hyper-parameters.
         held_out: data for evaluations.
+        facts: what else belongs into the record of the run (names of model and data).
     """
 
     def __init__(
@@ -71,6 +72,8 @@ class Trainer:
         output: str | Path,
         config: TrainingConfig,
         held_out: Samples | None = None,
+        *,
+        facts: dict[str, Any] | None = None,
     ) -> None:
         self.accelerator = Accelerator(cpu=model.device.type == "cpu")
         self.model = model.eval().requires_grad_(False)
@@ -79,6 +82,7 @@ class Trainer:
         self.held_out = held_out
         self.output = Path(output)
         self.config = config
+        self._record = {**(facts or {}), **config.to_dict()}
         self.optimizer = torch.optim.Adam(
             modules.parameters(), lr=config.learning_rate, betas=config.betas
         )
@@ -86,9 +90,7 @@ class Trainer:
     def loss(self, sample: Sample) -> Tensor:
         """The differentiable loss of one sample."""
         prompt = without_middle(sample.prompt_ids, self.config.max_prompt)
-        target = ground_truth(
-            self.model, prompt, sample.response_ids, self.config.max_response
-        )
+        target = ground_truth(self.model, prompt, sample.response_ids, self.config.max_response)
         return lookahead_loss(
             self.model, self.modules, target, checkpointing=self.config.checkpointing
         )
@@ -155,7 +157,7 @@ class Trainer:
         evaluations: list[tuple[int, float]] = []
         if (path := latest(self.output)) is not None:
             state = load_checkpoint(path, self.modules, self.optimizer)
-            if state.config != config.to_dict():
+            if state.config != self._record:
                 raise ValueError(
                     f"{path} was made with other hyper-parameters: {state.config}; choose another "
                     "output folder, or the same hyper-parameters to resume"
@@ -171,12 +173,12 @@ class Trainer:
             if self.held_out and config.eval_every and done % config.eval_every == 0:
                 evaluations.append((done, self.evaluate()))
             if main and (done % config.checkpoint_every == 0 or done == config.steps):
-                state = State(done, losses, evaluations, config.to_dict())
+                state = State(done, losses, evaluations, self._record)
                 save_checkpoint(self.output, self.modules, self.optimizer, state)
                 write_curve(self.output, losses, evaluations)
         bar.close()
         if main:
-            save_modules(self.modules, self.output, training=config.to_dict())
+            save_modules(self.modules, self.output, training=self._record)
         self.accelerator.wait_for_everyone()
         return Result(losses, evaluations)
 

@@ -73,3 +73,10 @@ def _base_attention(base: str, module: Any) -> Any:
     """The function behind a name; ``eager`` lives in each model's own file."""
     own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     return AttentionInterface().get_interface(base, own)
+
+
+def attach(model: Any) -> str:
+    """Put our attention over the model's own; returns the name of the latter, to put it back."""
+    base: str = model.config._attn_implementation.removeprefix(PREFIX)
+    model.set_attn_implementation(register(base))
+    return base

@@ -1,4 +1,4 @@
-"""Cuts one layer of a cache as a policy says: padding, empty slots and positions are handled here."""
+"""Cuts one layer of a cache as a policy says; padding and empty slots are dealt with here."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ def evict_layer(
         order, leftpad = _left_padded(layer.valid, num_lookahead)
         key, value = layer.keys, layer.values
         if order is not None:
-            positions = positions.gather(2, order[:, None, : positions.shape[2]].expand_as(positions))
+            prompt = order[:, None, : positions.shape[2]]
+            positions = positions.gather(2, prompt.expand_as(positions))
             where = order[:, None, :, None].expand_as(key)
             key, value = key.gather(2, where), value.gather(2, where)
         if policy.handles_padding and (isinstance(budget, int) or len(set(seen)) == 1):

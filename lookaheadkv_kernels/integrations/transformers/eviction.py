@@ -16,13 +16,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ...lookahead import LookaheadModules, ModelShape, load_modules
 from ...policies.base import Budget, Policy, check_budget
 from ...policies.lookahead import LookaheadPolicy
-from .attention import PREFIX, register
+from .attention import attach
 from .cache import EvictableCache
 from .compat import cache_argument, decoder_layers
 from .prompt import Prompt, make_prompt
 from .runner import Prefilled, Runner
 from .weights import find_modules
-
 
 # Set while a prefill runs the model itself: its passes are not prompts of a user.
 _PREFILLING: ContextVar[bool] = ContextVar("lookaheadkv_prefilling", default=False)
@@ -50,8 +49,7 @@ class Eviction:
         check_supported(model)
         self.model = model
         self.policy = policy
-        self._base_attention: str = model.config._attn_implementation.removeprefix(PREFIX)
-        model.set_attn_implementation(register(self._base_attention))
+        self._base_attention = attach(model)
         self.runner = Runner(model, chunk)
 
     def detach(self) -> None:
@@ -100,9 +98,7 @@ class Eviction:
             cache,
         ).cache
 
-    def _prefill(
-        self, prompt: Prompt, budget: Budget, cache: EvictableCache | None
-    ) -> Prefilled:
+    def _prefill(self, prompt: Prompt, budget: Budget, cache: EvictableCache | None) -> Prefilled:
         check_budget(budget, self.runner.num_layers)
         token = _PREFILLING.set(True)
         try:

@@ -1,4 +1,4 @@
-"""Loads a model and its tokenizer: from the hub, a folder, or a GGUF file that a package carries."""
+"""Loads a model and its tokenizer: hub, folder, or a GGUF file that a package carries."""
 
 from __future__ import annotations
 

@@ -118,7 +118,9 @@ def _left_padded(prompt: Prompt, mask: Tensor) -> Prompt:
     return replace(
         prompt,
         input_ids=None if ids is None else ids.gather(1, order),
-        inputs_embeds=None if embeds is None else embeds.gather(1, order[..., None].expand_as(embeds)),
+        inputs_embeds=(
+            None if embeds is None else embeds.gather(1, order[..., None].expand_as(embeds))
+        ),
         mask=mask.gather(1, order),
         position_ids=prompt.position_ids.gather(1, order),
     )
