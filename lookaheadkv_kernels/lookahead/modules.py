@@ -56,6 +56,6 @@ class LookaheadModules(nn.Module):
         """The LoRA of one linear map, or None where it has none."""
         loras = self.layers[layer]
         assert isinstance(loras, nn.ModuleDict)
-        found = loras[name] if name in loras else None
+        found = loras[name] if name in loras else None  # noqa: SIM401 (it has no get)
         assert found is None or isinstance(found, LoRA)
         return found

@@ -29,7 +29,7 @@ class Kept(NamedTuple):
 class LayerCall(NamedTuple):
     """One layer's entries at the end of a prefill."""
 
-    index: int
+    layer: int
     num_layers: int
     query: Tensor  # [B, Hq, q, D], post-RoPE, of the newest q entries
     key: Tensor  # [B, Hkv, S, D], post-RoPE
@@ -73,7 +73,7 @@ class Policy(ABC):
         """State of one prefill, handed to ``observe`` and ``evict``."""
         return None
 
-    def observe(
+    def observe(  # noqa: B027 (most policies watch nothing)
         self,
         state: Any,
         index: int,
@@ -105,7 +105,8 @@ def check_budget(budget: Budget, num_layers: int) -> None:
     if isinstance(budget, Sequence):
         if len(budget) != num_layers:
             raise ValueError(
-                f"budget: {len(budget)} entries for a model of {num_layers} layers; give one a layer"
+                f"budget: {len(budget)} entries for a model of {num_layers} layers; "
+                "give one a layer"
             )
         values: Sequence[int | float] = budget
     else:

@@ -36,8 +36,8 @@ class Target(NamedTuple):
 def per_head_scores(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """Mean attention of the L rows to each prompt key, per query head: [Hq, N], differentiable.
 
-    ``query`` [1, Hq, L, D] and ``key`` [1, Hkv, N + L, D]. The op takes the mean over the heads of a
-    group; here the group becomes the batch, on keys expanded without a copy.
+    ``query`` [1, Hq, L, D] and ``key`` [1, Hkv, N + L, D]. The op takes the mean over the heads of
+    a group; here the group becomes the batch, on keys expanded without a copy.
     """
     _, heads, rows, head_dim = query.shape
     kv_heads = key.shape[1]

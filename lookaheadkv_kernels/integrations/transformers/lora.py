@@ -44,9 +44,10 @@ def lora_on_layer(layer: Any, index: int, modules: LookaheadModules) -> Iterator
 def _hook(lora: LoRA, rows: int) -> Any:
     def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         (x,) = args  # [B, S, in]
-        addition = lora(x[..., -rows:, :])
+        addition: Tensor = lora(x[..., -rows:, :])
         if output.shape[-2] == rows:
-            return output + addition  # the only case under autograd, which forbids writing in place
+            # The only case under autograd, which forbids writing in place.
+            return output.add(addition)
         # The linear map has just made `output` and nobody else has seen it.
         output[..., -rows:, :] += addition
         return output
