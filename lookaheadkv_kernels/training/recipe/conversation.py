@@ -58,8 +58,8 @@ def conversation(desk: Desk) -> Draft:
     else:
         about = rng.randrange(count)
         is_code, passage = passages[about]
-        request, answer = (ask_about_code if is_code else ask_about_prose)(desk, passage)
-        messages.append(("user", f"About the {ORDINALS[about]} text I gave you: {request}"))
-        said, answers = answer or "", () if answer is None else (answer,)
+        asked = (ask_about_code if is_code else ask_about_prose)(desk, passage)
+        messages.append(("user", f"About the {ORDINALS[about]} text I gave you: {asked.request}"))
+        said, answers = asked.response or "", (asked.answer,) if asked.response else ()
     known = said != "" and not desk.chance(SELF_ANSWERED_SHARE)
     return Draft("chat", desk.chat(messages), said + desk.end if known else None, answers)

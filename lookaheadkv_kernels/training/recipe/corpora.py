@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import NamedTuple
@@ -50,6 +51,7 @@ class Corpora(NamedTuple):
         )
 
 
+@cache
 def find_texts() -> Corpora:
     """Prose and code from this machine; what a machine lacks is left out.
 
@@ -124,21 +126,20 @@ def _files(
 
 
 def _bible() -> Iterator[Document]:
-    """One document a book: the Debian package keeps the text compressed, its reader prints it."""
+    """Ten chapters a document. The package keeps the text compressed, its reader prints it."""
     reader = shutil.which("bible")
     if reader is None:
         return
     command = [reader, "-f", "gen1:1-rev22:21"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    books: dict[str, list[str]] = {}
-    book = ""
+    parts: dict[str, list[str]] = {}
     for line in lines.splitlines():
-        if match := re.match(r"\s*(\d?[A-Z][A-Za-z]+)\d+:\d+\s+(.*)", line):
-            book = match[1]
-            books.setdefault(book, []).append(match[2])
-    for book, verses in books.items():
+        if match := re.match(r"(\d?[A-Z][A-Za-z]+)(\d+):\d+ +(.*)", line):
+            part = f"{match[1]}{int(match[2]) // 10}"
+            parts.setdefault(part, []).append(match[3])
+    for part, verses in parts.items():
         paragraphs = [" ".join(verses[i : i + 6]) for i in range(0, len(verses), 6)]
-        yield Document(f"bible/{book}", "\n\n".join(paragraphs))
+        yield Document(f"bible/{part}", "\n\n".join(paragraphs))
 
 
 def _strip_html(text: str) -> str:

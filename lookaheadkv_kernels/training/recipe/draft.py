@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 from .corpora import Corpora, Document
@@ -83,15 +84,20 @@ class Desk:
         """Pieces of text that are ``tokens`` long together; the last one may be cut short."""
         kept: list[str] = []
         while tokens > 0:
-            batch = [unit for unit, _ in zip(units, range(BATCH), strict=False)]
-            for unit, ids in zip(
-                batch, self.tokenizer(batch, add_special_tokens=False).input_ids, strict=True
-            ):
-                if len(ids) > tokens:
-                    kept.append(self.text(ids[:tokens]))
+            batch = list(islice(units, BATCH))
+            ids = self.ids("".join(batch))
+            if len(ids) <= tokens:
+                kept += batch
+                tokens -= len(ids)
+                continue
+            room = len(self.text(ids[:tokens]))
+            for unit in batch:
+                if len(unit) > room:
+                    separator = unit[len(unit.rstrip()) :]
+                    kept.append(unit[:room].rpartition(" ")[0] + separator)
                     return kept
                 kept.append(unit)
-                tokens -= len(ids)
+                room -= len(unit)
         return kept
 
     def cut(self, ids: Sequence[int], at: int) -> int:

@@ -50,7 +50,7 @@ def _code(desk: Desk) -> Iterator[str]:
     while True:
         text = desk.document(desk.corpora.code).text
         start = text.find("\n", desk.rng.randrange(len(text)))
-        yield from text[start + 1 :].splitlines(keepends=True)
+        yield from (line + "\n" for line in text[start + 1 :].splitlines())
 
 
 def _lines(desk: Desk) -> Iterator[str]:

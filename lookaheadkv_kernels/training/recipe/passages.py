@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from .corpora import Document
 from .draft import Desk, Draft
+from .words import every_fifth
 
 PROSE_CHAT_SHARE = 0.4
 CODE_CHAT_SHARE = 0.45
 RESPONSE_TOKENS = (32, 96)
 SELF_ANSWERED_SHARE = 0.3  # of the questions whose answer is known
-Asked = tuple[str, str | None]  # a question and its answer, if the passage has it word for word
+
+
+class Asked(NamedTuple):
+    """A request; where the passage has the answer word for word, that and how it is put."""
+
+    request: str
+    answer: str = ""
+    response: str | None = None
+
 
 OPEN_PROSE = (
     "Summarize this text in a few sentences.",
@@ -56,46 +66,49 @@ def ask_about_prose(desk: Desk, passage: str) -> Asked:
     """A request about a passage of prose."""
     sentences = [s for s in re.split(r"(?<=[.!?])\s+", passage.strip()) if 30 < len(s) < 400]
     if len(sentences) < 3 or desk.chance(0.5):
-        from_split = OPEN_PROSE
-        return desk.rng.choice(from_split), None
+        return Asked(desk.rng.choice(every_fifth(desk.split, OPEN_PROSE)))
     at = desk.rng.randrange(len(sentences) - 1)
     form = desk.rng.randrange(5)
     if form == 0:
-        return f'Which sentence comes directly after "{sentences[at]}"?', sentences[at + 1]
+        return _quote(f'Which sentence comes directly after "{sentences[at]}"?', sentences[at + 1])
     if form == 1:
         start = " ".join(sentences[at].split()[:5])
-        return f'Complete the sentence from the text that starts with "{start}".', sentences[at]
+        return _quote(f'Complete the sentence that starts with "{start}".', sentences[at])
     if form == 2:
-        return "Repeat the first complete sentence of the text.", sentences[0]
+        return _quote("Repeat the first complete sentence of the text.", sentences[0])
     words = [w for w in re.findall(r"[A-Za-z]{6,}", sentences[at]) if passage.count(w) == 1]
     if not words:
-        return "Repeat the last complete sentence of the text.", sentences[-1]
-    return f'Quote the sentence that mentions "{desk.rng.choice(words)}".', sentences[at]
+        return _quote("Repeat the last complete sentence of the text.", sentences[-1])
+    return _quote(f'Quote the sentence that mentions "{desk.rng.choice(words)}".', sentences[at])
 
 
 def ask_about_code(desk: Desk, passage: str) -> Asked:
     """A request about a passage of Python."""
     lines = passage.splitlines()
     found = [(i, m[2]) for i, m in enumerate(map(_DEFINITION.match, lines)) if m]
-    found = [(i, name) for i, name in found if len(re.findall(rf"\b{name}\b", passage)) >= 1]
     names = [name for _, name in found]
     found = [(i, name) for i, name in found if names.count(name) == 1]
     if not found or desk.chance(0.35):
-        return desk.rng.choice(OPEN_CODE), None
+        return Asked(desk.rng.choice(every_fifth(desk.split, OPEN_CODE)))
     at, name = desk.rng.choice(found)
     form = desk.rng.randrange(4)
     if form == 0:
-        return f"Where is `{name}` defined? Repeat the line.", lines[at].strip()
+        return _quote(f"Where is `{name}` defined? Repeat the line.", lines[at].strip())
     if form == 1:
-        return f"Write the signature of `{name}`.", lines[at].strip().rstrip(":")
+        return _quote(f"Write the signature of `{name}`.", lines[at].strip().rstrip(":"))
     body = _body(lines, at)
     returned = [line.strip() for line in body if line.strip().startswith("return ")]
     if form == 2 and len(returned) == 1:
-        return f"What does `{name}` return?", f"It returns `{returned[0][7:]}`."
+        value = returned[0].removeprefix("return ")
+        return Asked(f"What does `{name}` return?", value, f"It returns `{value}`.")
     if form == 2:
-        return f"Explain what `{name}` does.", None
+        return Asked(f"Explain what `{name}` does.")
     quote = "\n".join([lines[at], *body[:12]]).rstrip()
-    return f"Copy the definition of `{name}`.", f"```python\n{quote}\n```"
+    return Asked(f"Copy the definition of `{name}`.", quote, f"```python\n{quote}\n```")
+
+
+def _quote(request: str, answer: str) -> Asked:
+    return Asked(request, answer, answer)
 
 
 _DEFINITION = re.compile(r"^(\s*)(?:async )?(?:def|class) (\w+)\b.*:\s*(?:#.*)?$")
@@ -128,13 +141,13 @@ def _chat(
 ) -> Draft:
     overhead = len(desk.ids(desk.chat([("user", "")]))) + 20
     passage = desk.text(desk.window(documents, max(desk.tokens - overhead, 64))).rstrip()
-    request, answer = ask(desk, passage)
+    asked = ask(desk, passage)
     if fence:
         passage = f"{fence}{passage}\n```"
     first = desk.chance(0.3)
-    content = f"{request}\n\n{passage}" if first else f"{passage}\n\n{request}"
+    content = f"{asked.request}\n\n{passage}" if first else f"{passage}\n\n{asked.request}"
     prompt = desk.chat([("user", content)])
-    if answer is None:
+    if asked.response is None:
         return Draft(kind, prompt, None)
-    response = None if desk.chance(SELF_ANSWERED_SHARE) else answer + desk.end
-    return Draft(kind, prompt, response, (answer,))
+    response = None if desk.chance(SELF_ANSWERED_SHARE) else asked.response + desk.end
+    return Draft(kind, prompt, response, (asked.answer,))

@@ -22,10 +22,11 @@ from .templates import (
     Question,
 )
 from .values import KEY_KINDS, VALUE_KINDS, Words
-from .words import CITIES, every_fifth
+from .words import CITIES, JOBS, every_fifth
 
 RULER_SHARE = 0.35
 MAX_DISTRACTORS = 8
+NEEDLE_TOKENS = 128  # of the prompt there must be for each needle: two UUIDs take 60
 RECORD_KEYS = {"pair": 0.4, "uuid": 0.2, "number": 0.15, "code": 0.15, "name": 0.1}
 
 
@@ -43,6 +44,7 @@ class Puzzle(NamedTuple):
     answers: tuple[str, ...]
     stuffing: Iterator[str] | None = None
     frame: tuple[str, str] = ("", "")
+    inline: bool = True  # needles may share a line with other text
 
 
 def key_value(desk: Desk) -> Puzzle:
@@ -55,19 +57,25 @@ def key_value(desk: Desk) -> Puzzle:
     needle = RULER_NEEDLE if ruler else rng.choice(every_fifth(desk.split, NEEDLES))
 
     shape = desk.pick({"single": 0.45, "keys": 0.35, "values": 0.1, "queries": 0.1})
+    most = max(2, desk.tokens // NEEDLE_TOKENS)
+    asked = min(rng.randint(2, 4), most) if shape == "queries" else 1
+    copies = min(rng.randint(2, 4), most) if shape == "values" else 1
     distractors = rng.randint(1, MAX_DISTRACTORS) if shape != "single" else 0
-    asked = rng.randint(2, 4) if shape == "queries" else 1
-    copies = rng.randint(2, 4) if shape == "values" else 1
+    distractors = min(distractors, most - asked * copies)
 
     def stated(key: str, value: str) -> str:
         return _capitalised(needle.format(type=noun, key=key, value=value))
 
-    keys = [words.key(key_kind) for _ in range(asked)]
+    keys: list[str] = []
+
+    def fresh_key() -> str:
+        return _first(lambda: words.key(key_kind), lambda key: key not in keys)
+
+    for _ in range(asked):
+        keys.append(fresh_key())
     values = [words.value(value_kind, digits) for _ in range(asked * copies)]
     needles = [stated(keys[i // copies], value) for i, value in enumerate(values)]
-    needles += [
-        stated(words.key(key_kind), words.value(value_kind, digits)) for _ in range(distractors)
-    ]
+    needles += [stated(fresh_key(), words.value(value_kind, digits)) for _ in range(distractors)]
     rng.shuffle(needles)
 
     target = keys[0] if asked == 1 else f"{', '.join(keys[:-1])}, and {keys[-1]}"
@@ -85,9 +93,7 @@ def key_value(desk: Desk) -> Puzzle:
 
     stuffing = None
     if shape == "keys" and desk.chance(0.25):  # nothing but needles
-        stuffing = _endless(
-            lambda: stated(words.key(key_kind), words.value(value_kind, digits)), " "
-        )
+        stuffing = _endless(lambda: stated(fresh_key(), words.value(value_kind, digits)), " ")
     return Puzzle(
         instruction,
         tuple(needles),
@@ -108,6 +114,7 @@ def made_up_fact(desk: Desk) -> Puzzle:
             "name": rng.choice(words.names),
             "thing": words.pair(" "),
             "city": rng.choice(CITIES),
+            "job": rng.choice(JOBS),
             "value": words.slot(facts[fact].slot),
         }
         return slots, facts[fact].statement.format(**slots)
@@ -158,6 +165,7 @@ def variables(desk: Desk) -> Puzzle:
         f"Answer: According to the chain(s) of variable assignment in the text above, "
         f"{len(answers)} variables are assigned the value {number}, they are:",
         answers,
+        inline=False,
     )
 
 
@@ -167,7 +175,7 @@ def records(desk: Desk) -> Puzzle:
     key_kind, value_kind = desk.pick(RECORD_KEYS), desk.pick(VALUE_KINDS)
     row, frame = rng.choice(
         (
-            ("  {k}: {v},", ("{\n", "}")),
+            ("  {k}: {v},", ("{\n", "\n}")),
             ("{key}: {value}", ("", "")),
             ("- {key}: {value}", ("", "")),
             ("{key} = {value}", ("", "")),
@@ -181,6 +189,10 @@ def records(desk: Desk) -> Puzzle:
         return row.format(key=key, value=value, k=json.dumps(key), v=json.dumps(value))
 
     key, value = words.key(key_kind), words.value(value_kind, 6)
+
+    def other_key() -> str:
+        return _first(lambda: words.key(key_kind), lambda other: other != key)
+
     question, answer_start = rng.choice(
         (
             (f"What is the value of {key}?", f"The value of {key} is"),
@@ -190,10 +202,17 @@ def records(desk: Desk) -> Puzzle:
             (f"Return the value for the key {json.dumps(key)}.", f"{json.dumps(key)}:"),
         )
     )
-    stuffing = _endless(lambda: entry(words.key(key_kind), words.value(value_kind, 6)), "\n")
+    stuffing = _endless(lambda: entry(other_key(), words.value(value_kind, 6)), "\n")
     instruction = rng.choice(("Here is some data.", "Below are key-value pairs.", "Data:"))
     return Puzzle(
-        instruction, (entry(key, value),), question, answer_start, (value,), stuffing, frame
+        instruction,
+        (entry(key, value),),
+        question,
+        answer_start,
+        (value,),
+        stuffing,
+        frame,
+        inline=False,
     )
 
 
@@ -201,7 +220,7 @@ def frequent_words(desk: Desk) -> Puzzle:
     """A numbered list of words; asked: those that come up again and again."""
     rng, words = desk.rng, Words(desk.rng, desk.split)
     pool = rng.sample([*words.nouns, *words.adjectives], 60)
-    frequent, rare = pool[: rng.randint(1, 5)], pool[5:]
+    frequent, rare = pool[: rng.randint(2, 5)], pool[5:]
 
     def numbered() -> Iterator[str]:
         number = 0
@@ -226,9 +245,17 @@ def _endless(make: Callable[[], str], separator: str) -> Iterator[str]:
         yield make() + separator
 
 
+def _first(draw: Callable[[], str], fits: Callable[[str], bool]) -> str:
+    """The first draw that fits."""
+    while not fits(drawn := draw()):
+        pass
+    return drawn
+
+
 def _instruction(desk: Desk) -> str:
     return desk.rng.choice(every_fifth(desk.split, INSTRUCTIONS))
 
 
 def _capitalised(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    """With a capital if an article starts it: keys and values stay as they are."""
+    return "The " + text[4:] if text.startswith("the ") else text

@@ -7,7 +7,6 @@ import math
 import os
 import random
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,8 +32,9 @@ class Sample(NamedTuple):
 class Recipe:
     """An endless sequence of samples.
 
-    ``min_tokens`` and ``max_tokens`` bound the prompts' lengths, which are log-uniform between
-    them; ``kinds`` maps kinds of samples to their shares.
+    Prompts are log-uniform in ``min_tokens`` .. ``max_tokens`` long, give or take a few percent;
+    ``kinds`` maps kinds of samples to their shares. Samples depend on the texts: pass ``corpora``
+    where they must be the same on machines that differ in what is installed.
     """
 
     def __init__(
@@ -117,6 +117,6 @@ def write_jsonl(path: Path, recipe: Recipe, count: int) -> None:
     """
     partial = path.with_name(path.name + ".partial")
     with open(partial, "w", encoding="utf-8") as file:
-        for draft in islice(map(recipe.draft, range(count)), count):
+        for draft in map(recipe.draft, range(count)):
             file.write(json.dumps(draft._asdict()) + "\n")
     os.replace(partial, path)

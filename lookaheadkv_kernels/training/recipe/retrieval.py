@@ -42,7 +42,11 @@ def retrieval(desk: Desk) -> Draft:
         outside += puzzle.answer_start if outside.endswith("\n") else f" {puzzle.answer_start}"
     before, _, after = outside.partition(MARK)
 
-    needles = [_spaced(desk, needle) for needle in puzzle.needles]
+    # A line of a table stays a line; sentences may also stand inside a paragraph.
+    needles = [
+        needle + (" " if puzzle.inline and desk.chance(SENTENCE_SHARE) else "\n")
+        for needle in puzzle.needles
+    ]
     overhead = len(desk.ids(f"{before}{''.join(needles)}{after}"))
     pieces = desk.fill(
         puzzle.stuffing or haystack(desk, desk.pick(KINDS)),
@@ -74,11 +78,6 @@ def _completion(desk: Desk, puzzle: Puzzle) -> str:
     )
     question = puzzle.question.removeprefix("Question: ")
     return f"{head}{puzzle.frame[0]}{MARK}{puzzle.frame[1]}{form.format(q=question)}"
-
-
-def _spaced(desk: Desk, needle: str) -> str:
-    """The needle and what separates it from the text behind it."""
-    return needle + (" " if desk.chance(SENTENCE_SHARE) else "\n")
 
 
 def _response(desk: Desk, puzzle: Puzzle, started: bool, prompt: str) -> str | None:

@@ -240,6 +240,42 @@ FACTS = (
         "{name} promised to return the {thing} in",
         "month",
     ),
+    Fact(
+        "The favourite dish of the {job} is {value}.",
+        "What is the favourite dish of the {job}?",
+        "The favourite dish of the {job} is",
+        "food",
+    ),
+    Fact(
+        "The birthplace of the {job} is {value}.",
+        "What is the birthplace of the {job}?",
+        "The birthplace of the {job} is",
+        "city",
+    ),
+    Fact(
+        "The colour of the {thing} is {value}.",
+        "What is the colour of the {thing}?",
+        "The colour of the {thing} is",
+        "colour",
+    ),
+    Fact(
+        "The name of the {job}'s dog is {value}.",
+        "What is the name of the {job}'s dog?",
+        "The name of the {job}'s dog is",
+        "name",
+    ),
+    Fact(
+        "The price of the {thing} is {value}.",
+        "What is the price of the {thing}?",
+        "The price of the {thing} is",
+        "number",
+    ),
+    Fact(
+        "The month of the {job}'s holiday is {value}.",
+        "What is the month of the {job}'s holiday?",
+        "The month of the {job}'s holiday is",
+        "month",
+    ),
 )
 
 INSTRUCTIONS = (
