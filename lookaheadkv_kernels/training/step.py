@@ -163,8 +163,7 @@ class _PrefixCache(EvictableCache):
         """Attention of the lookahead rows, and their loss."""
         scores = per_head_scores(query, key, module.scaling)
         self.losses[index] = kl_divergence(self._targets[index], scores)
-        out: Tensor = self.layers[index].attend(module, query, key, value)
-        return out
+        return super().attend(index, module, query, key, value, padding)
 
 
 @contextlib.contextmanager
