@@ -93,9 +93,9 @@ class Desk:
             room = len(self.text(ids[:tokens]))
             for unit in batch:
                 if len(unit) > room:
+                    part = unit[:room].rpartition(" ")[0]
                     separator = unit[len(unit.rstrip()) :]
-                    kept.append(unit[:room].rpartition(" ")[0] + separator)
-                    return kept
+                    return [*kept, part + separator] if part.strip() else kept
                 kept.append(unit)
                 room -= len(unit)
         return kept

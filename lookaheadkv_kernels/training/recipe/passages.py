@@ -64,7 +64,8 @@ def code(desk: Desk) -> Draft:
 
 def ask_about_prose(desk: Desk, passage: str) -> Asked:
     """A request about a passage of prose."""
-    sentences = [s for s in re.split(r"(?<=[.!?])\s+", passage.strip()) if 30 < len(s) < 400]
+    found = re.split(r"(?<=[.!?])\s+", passage.strip())
+    sentences = [s for s in found if 30 < len(s) < 400 and s[-1] in ".!?"]
     if len(sentences) < 3 or desk.chance(0.5):
         return Asked(desk.rng.choice(every_fifth(desk.split, OPEN_PROSE)))
     at = desk.rng.randrange(len(sentences) - 1)
