@@ -38,6 +38,7 @@ class LayerCall(NamedTuple):
     scale: float
     leftpad_k: Tensor | None = None  # [B] int32, first real entry; only if handles_padding
     state: Any = None  # what start() returned
+    row: int | None = None  # the one row of the batch that this is about; None: all of them
 
 
 class Policy(ABC):
@@ -50,12 +51,14 @@ class Policy(ABC):
         handles_padding: ``evict`` takes left-padded batches through ``leftpad_k``; otherwise
             padded rows come one by one, without their padding.
         watches: ``observe`` wants every chunk of the prompt.
+        ragged: heads keep different numbers of entries; empty slots of ``Kept`` take no memory.
     """
 
     name: ClassVar[str]
     window: int = 0
     handles_padding: ClassVar[bool] = False
     watches: ClassVar[bool] = False
+    ragged: ClassVar[bool] = False
 
     @abstractmethod
     def evict(self, call: LayerCall) -> Kept:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ...policies.base import Budget, Kept, LayerCall, Policy, budget_of
 from .cache import EvictableCache
+from .ragged import RaggedLayer
+from .rows import padded
 
 
 def evict_layer(
@@ -43,8 +45,11 @@ def evict_layer(
     layer = cache.layers[index]
     positions = layer.positions()[:, :, : layer.stored_length - num_lookahead]
 
-    def call(rows: slice, skip: int, query: Tensor, tokens: int, leftpad_k: Tensor | None) -> Kept:
-        """Rows ``rows`` without their first ``skip`` entries."""
+    def call(
+        row: int | None, skip: int, query: Tensor, tokens: int, leftpad_k: Tensor | None
+    ) -> Kept:
+        """One row without its first ``skip`` entries, or all rows."""
+        rows = slice(None) if row is None else slice(row, row + 1)
         amount = budget_of(budget, index, tokens)
         stored = layer.stored_length - num_lookahead - skip
         return policy.evict(
@@ -58,12 +63,13 @@ def evict_layer(
                 scale,
                 leftpad_k,
                 state,
+                row,
             )
         )
 
     if layer.valid is None:
         key, value = layer.keys, layer.values
-        kept = call(slice(None), 0, query, seen[0], None)
+        kept = call(None, 0, query, seen[0], None)
         valid = None
     else:
         order, leftpad = _left_padded(layer.valid, num_lookahead)
@@ -74,13 +80,13 @@ def evict_layer(
             where = order[:, None, :, None].expand_as(key)
             key, value = key.gather(2, where), value.gather(2, where)
         if policy.handles_padding and (isinstance(budget, int) or len(set(seen)) == 1):
-            kept = call(slice(None), 0, query, seen[0], leftpad)
+            kept = call(None, 0, query, seen[0], leftpad)
         else:
             kept = _joined(
                 [
                     _shifted(
                         call(
-                            slice(row, row + 1),
+                            row,
                             skip,
                             query[row : row + 1, :, query.shape[2] - new[row] - num_lookahead :],
                             seen[row],
@@ -95,13 +101,13 @@ def evict_layer(
         valid = None if bool(real.all()) else real
     empty = kept.indices < 0
     where = kept.indices.clamp(min=0).to(torch.int64)
-    layer.keep(
-        kept.key,
-        kept.value,
-        positions.gather(2, where).masked_fill(empty, -1),
-        valid,
-        num_lookahead,
-    )
+    kept_positions = positions.gather(2, where).masked_fill(empty, -1)
+    if policy.ragged:
+        cache.layers[index] = RaggedLayer.replacing(
+            layer, kept.key, kept.value, kept_positions, num_lookahead
+        )
+    else:
+        layer.keep(kept.key, kept.value, kept_positions, valid, num_lookahead)
     return kept
 
 
@@ -122,16 +128,8 @@ def _shifted(kept: Kept, skip: int) -> Kept:
 def _joined(rows: list[Kept]) -> Kept:
     """Rows of different lengths as one batch: empty slots at the end."""
     most = max(kept.indices.shape[2] for kept in rows)
-
-    def padded(tensor: Tensor, fill: float) -> Tensor:
-        missing = most - tensor.shape[2]
-        if missing == 0:
-            return tensor
-        shape = [*tensor.shape[:2], missing, *tensor.shape[3:]]
-        return torch.cat([tensor, tensor.new_full(shape, fill)], dim=2)
-
     return Kept(
-        torch.cat([padded(kept.key, 0) for kept in rows]),
-        torch.cat([padded(kept.value, 0) for kept in rows]),
-        torch.cat([padded(kept.indices, -1) for kept in rows]),
+        torch.cat([padded(kept.key, most, 0) for kept in rows]),
+        torch.cat([padded(kept.value, most, 0) for kept in rows]),
+        torch.cat([padded(kept.indices, most, -1) for kept in rows]),
     )

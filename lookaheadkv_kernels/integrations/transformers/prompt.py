@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .cache import EvictableCache
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -39,6 +41,12 @@ class Prompt:
         parts = (self.input_ids, self.inputs_embeds, self.mask, self.position_ids)
         return Prompt(*(None if t is None else t[:, start:stop] for t in parts))  # type: ignore[arg-type]
 
+    def row(self, row: int) -> Prompt:
+        """One row, without its padding."""
+        padding = 0 if self.mask is None else int((~self.mask[row]).sum())
+        parts = (self.input_ids, self.inputs_embeds, None, self.position_ids)
+        return Prompt(*(None if t is None else t[row : row + 1, padding:] for t in parts))  # type: ignore[arg-type]
+
     def row_counts(self) -> list[int]:
         """Real tokens of every row, on the host."""
         if self.mask is None:
@@ -52,16 +60,16 @@ def make_prompt(
     *,
     inputs_embeds: Tensor | None = None,
     position_ids: Tensor | None = None,
-    seen: Tensor | None = None,
+    cache: EvictableCache | None = None,
 ) -> Prompt:
     """Check a batch and bring it into left-padded form.
 
     Args:
         input_ids: int64 [B, N], padded left, right, or not at all.
-        attention_mask: [B, N] for the new tokens, or [B, seen + N]; 0 is padding.
+        attention_mask: [B, N] for the new tokens, or [B, past + N]; 0 is padding.
         inputs_embeds: [B, N, hidden] in place of ``input_ids``.
-        position_ids: int64 [B, N]; counted from the mask and ``seen`` when None.
-        seen: real tokens each row had before, int64 [B].
+        position_ids: int64 [B, N]; counted from the mask and the cache when None.
+        cache: where the tokens will go; it heeds what the mask says of the ``past`` tokens there.
 
     Raises:
         ValueError: both or neither of ids and embeddings; a mask of another shape; padding between
@@ -70,34 +78,42 @@ def make_prompt(
     tokens = input_ids if input_ids is not None else inputs_embeds
     if tokens is None or (input_ids is not None and inputs_embeds is not None):
         raise ValueError("give exactly one of input_ids and inputs_embeds")
-    if tokens.ndim != (2 if input_ids is not None else 3):
-        raise ValueError(f"input_ids must be [B, N], got {list(tokens.shape)}")
+    name, dims = ("inputs_embeds", "B, N, hidden") if input_ids is None else ("input_ids", "B, N")
+    if tokens.ndim != dims.count(",") + 1:
+        raise ValueError(f"{name} must be [{dims}], got {list(tokens.shape)}")
     batch, length = tokens.shape[:2]
     if batch == 0 or length == 0:
-        raise ValueError(f"the prompt is empty: input_ids {list(tokens.shape)}")
-    mask = _new_mask(attention_mask, batch, length)
+        raise ValueError(f"the prompt is empty: {name} {list(tokens.shape)}")
+    past = 0 if cache is None else cache.get_seq_length()
+    mask = _new_mask(attention_mask, batch, length, past)
+    if cache is not None and attention_mask is not None and attention_mask.shape[1] > length:
+        cache.hide(attention_mask[:, :past].bool())
+    seen = None if cache is None else cache.row_lengths()
+    if seen is not None and len(seen) != batch:
+        raise ValueError(f"{name} has {batch} rows, the cache {len(seen)}")
     if position_ids is None:
         real = torch.ones(batch, length, dtype=torch.int64, device=tokens.device)
         counted = (real if mask is None else mask.to(real)).cumsum(dim=1) - 1
         position_ids = counted.clamp(min=0)
         if seen is not None:
             position_ids = position_ids + seen.to(position_ids)[:, None]
+    if position_ids.shape not in ((length,), (1, length), (batch, length)):
+        raise ValueError(
+            f"position_ids must be [{batch}, {length}], got {list(position_ids.shape)}"
+        )
     position_ids = position_ids.expand(batch, length)
     prompt = Prompt(input_ids, inputs_embeds, mask, position_ids)
     return prompt if mask is None else _left_padded(prompt, mask)
 
 
-def _new_mask(attention_mask: Tensor | None, batch: int, length: int) -> Tensor | None:
+def _new_mask(attention_mask: Tensor | None, batch: int, length: int, past: int) -> Tensor | None:
     if attention_mask is None:
         return None
-    if (
-        attention_mask.ndim != 2
-        or attention_mask.shape[0] != batch
-        or attention_mask.shape[1] < length
-    ):
+    # A mask of any other length is for tokens that the cache has not seen.
+    if attention_mask.shape not in ((batch, length), (batch, past + length)):
+        longer = f" or [{batch}, {past} + {length}]" if past else ""
         raise ValueError(
-            f"attention_mask must be [{batch}, {length}] or longer by the tokens before, got "
-            f"{list(attention_mask.shape)}"
+            f"attention_mask must be [{batch}, {length}]{longer}, got {list(attention_mask.shape)}"
         )
     mask = attention_mask[:, -length:].bool()
     return None if bool(mask.all()) else mask

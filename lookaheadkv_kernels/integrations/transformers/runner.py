@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -13,9 +14,12 @@ from ...lookahead import LookaheadModules
 from ...policies.base import Budget, Policy
 from .cache import EvictableCache, Observer
 from .compat import cache_argument
+from .draft import Reading
 from .evict import evict_layer
 from .lora import lora_on_last_rows
 from .prompt import Prompt
+from .ragged import RaggedLayer
+from .rows import join_rows, split_rows
 
 
 @dataclass
@@ -48,6 +52,18 @@ def chunk_bounds(num_tokens: int, chunk: int | None, least_last: int) -> list[tu
     while len(starts) > 1 and num_tokens - starts[-1] < least_last:
         starts.pop()
     return list(zip(starts, [*starts[1:], num_tokens], strict=True))
+
+
+def _going_on(cache: EvictableCache | None, policy: Policy) -> EvictableCache:
+    """The cache that a prompt is appended to; refuses one that cannot be cut again."""
+    if cache is None:
+        return EvictableCache()
+    if any(isinstance(layer, RaggedLayer) for layer in cache.layers):
+        raise ValueError(
+            f"policy {policy.name!r}: later turns are not supported on a cache whose heads keep "
+            "different numbers of entries"
+        )
+    return cache
 
 
 class Runner:
@@ -148,6 +164,52 @@ class Runner:
         finally:
             cache.observer = None
 
+    def whole(
+        self, prompt: Prompt, cache: EvictableCache, least_last: int, observer: Observer
+    ) -> Tensor:
+        """Append a prompt and evict nothing; the observer sees the last chunk.
+
+        Returns the logits [B, vocabulary] of the last token.
+        """
+        bounds = chunk_bounds(prompt.num_tokens, self.chunk, least_last)
+        for start, stop in bounds[:-1]:
+            self.forward(prompt.part(start, stop), cache, logits=False)
+        return self.forward(prompt.part(*bounds[-1]), cache, observer=observer)
+
+    def row_by_row(
+        self,
+        policy: Policy,
+        prompt: Prompt,
+        cache: EvictableCache | None,
+        finish: Callable[[Reading], None],
+    ) -> Prefilled:
+        """Read each row's prompt by itself, let ``finish`` draft and cut, and join what is left.
+
+        Args:
+            policy: whose ``window`` newest queries are remembered.
+            prompt: the new tokens.
+            cache: what earlier turns left; starts empty when None.
+            finish: cuts a row's cache.
+        """
+        cache = _going_on(cache, policy)
+        parts = split_rows(cache) or [EvictableCache() for _ in range(prompt.batch)]
+        readings = []
+        for row, part in enumerate(parts):
+            reading = Reading(self, prompt.row(row), part, row, policy.window)
+            finish(reading)
+            readings.append(reading)
+        length = (cache.get_seq_length() if cache.layers else 0) + prompt.num_tokens
+        cache.layers = join_rows(parts, length).layers
+        choices: list[Choice] = []
+        if self.record:
+            # Rows of different lengths have no common shape of scores.
+            scores = readings[0].scores if prompt.batch == 1 else [None] * self.num_layers
+            choices = [
+                Choice(layer.kept_positions, of_layer)
+                for layer, of_layer in zip(cache.layers, scores, strict=True)
+            ]
+        return Prefilled(cache, torch.cat([reading.logits for reading in readings]), choices)
+
     def one_pass(
         self,
         policy: Policy,
@@ -168,7 +230,7 @@ class Runner:
             modules: lookahead modules, for a policy that scores with lookahead rows.
             mode: with ``modules``: ``"appended"`` or ``"extend"``.
         """
-        cache = EvictableCache() if cache is None else cache
+        cache = _going_on(cache, policy)
         before = [0] * prompt.batch if not cache.layers else cache.layers[0].row_lengths().tolist()
         counts = prompt.row_counts()
         choices: list[Choice] = []

@@ -1,0 +1,61 @@
+"""LAQ (Wang et al., 2025): a draft, written from a cut cache, chooses from the whole one."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from .base import Budget, Kept, LayerCall, Policy
+from .scoring import keep_best_and_window, unmasked_scores
+from .snapkv import SnapKV
+
+
+class LAQ(Policy):
+    """Lookahead queries: SnapKV, a greedy draft from what it left, then a second choice.
+
+    The draft's queries and those of the last ``window`` prompt rows score all prompt keys alike,
+    without a triangle and without the draft's own keys. Every draft token is fed once, the last
+    one too, and leaves its query; the draft ends at the model's end token. Draft KV are dropped and
+    the logits are the prompt's.
+
+    Rows of a batch go one by one. In a later turn the draft starts from the whole conversation's
+    cache, and old and new entries are chosen from alike.
+
+    Args:
+        window: newest prompt rows that score with the draft and always stay, inside the budget.
+        draft_tokens: longest draft.
+        draft_window: window of the SnapKV that the draft is written from, at the same budget.
+        pool_kernel: window of the max-pool.
+    """
+
+    name: ClassVar[str] = "laq"
+
+    def __init__(
+        self,
+        *,
+        window: int = 8,
+        draft_tokens: int = 32,
+        draft_window: int = 32,
+        pool_kernel: int = 7,
+    ) -> None:
+        if draft_tokens < 1:
+            raise ValueError(f"draft_tokens must be >= 1, got {draft_tokens}")
+        self.window = max(window, draft_window)
+        self.scoring_window = window
+        self.draft_tokens = draft_tokens
+        self.pool_kernel = pool_kernel
+        self.first_choice = SnapKV(window=draft_window, pool_kernel=pool_kernel)
+
+    def evict(self, call: LayerCall) -> Kept:
+        """The second choice: ``call.query`` are window rows, then ``call.state`` draft rows."""
+        window, prompt = call.query.shape[2] - call.state, call.key.shape[2]
+        scores = unmasked_scores(call.query, call.key, call.scale)[:, :, : prompt - window]
+        return keep_best_and_window(call, self.name, scores, prompt, window, self.pool_kernel)
+
+    def prefill(self, runner: Any, prompt: Any, budget: Budget, cache: Any) -> Any:
+        """Prefill, draft, choose: row by row."""
+
+        def finish(reading: Any) -> None:
+            draft = reading.draft_queries(self.first_choice, budget, self.draft_tokens)
+            reading.cut(self, budget, self.scoring_window, draft)
+
+        return runner.row_by_row(self, prompt, cache, finish)

@@ -1,0 +1,76 @@
+"""The oracle: the true answer's own attention chooses. What a prediction can at best achieve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from ..ops import score_and_evict
+from .base import Budget, Kept, LayerCall, Policy
+
+
+class Oracle(Policy):
+    """Mean attention of the answer's rows over [prompt; answer], Top-K; nothing is pinned.
+
+    These are the ground-truth scores of paper section 2, which lookahead modules learn to predict,
+    with the mean over the heads of a group. The answer is the model's own, greedy, from the full
+    cache, unless one is given; it is dropped afterwards. Rows of a batch go one by one. In a later
+    turn it answers from what earlier turns left.
+
+    Args:
+        max_tokens: longest answer.
+        responses: token ids of the answer, one list for each row of the batch; None lets the model
+            answer. Cut to ``max_tokens``.
+        pool_kernel: window of the max-pool; 1: none, for these scores are no estimate.
+    """
+
+    name: ClassVar[str] = "oracle"
+
+    def __init__(
+        self,
+        *,
+        max_tokens: int = 128,
+        responses: Sequence[Sequence[int]] | None = None,
+        pool_kernel: int = 1,
+    ) -> None:
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens must be >= 1, got {max_tokens}")
+        if responses is not None and not all(len(response) for response in responses):
+            raise ValueError("responses must not be empty")
+        self.max_tokens = max_tokens
+        self.responses = responses
+        self.pool_kernel = pool_kernel
+
+    def evict(self, call: LayerCall) -> Kept:
+        """All of ``call.query`` is the answer, and so are that many newest entries."""
+        return Kept(
+            *score_and_evict(
+                call.query,
+                call.key,
+                call.value,
+                call.budget,
+                scale=call.scale,
+                pool_kernel=self.pool_kernel,
+            )
+        )
+
+    def prefill(self, runner: Any, prompt: Any, budget: Budget, cache: Any) -> Any:
+        """Prefill, answer, run the answer behind the prompt: row by row.
+
+        Raises:
+            ValueError: not one response for each row.
+        """
+        if self.responses is not None and len(self.responses) != prompt.batch:
+            raise ValueError(
+                f"policy {self.name!r}: {len(self.responses)} responses for a batch of "
+                f"{prompt.batch}; give one a row"
+            )
+
+        def finish(reading: Any) -> None:
+            if self.responses is None:
+                answer = reading.answer(self.max_tokens)
+            else:
+                answer = list(self.responses[reading.row][: self.max_tokens])
+            reading.cut_behind(self, budget, 0, answer)
+
+        return runner.row_by_row(self, prompt, cache, finish)
