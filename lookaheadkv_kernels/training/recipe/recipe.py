@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import random
 from collections.abc import Iterator, Mapping
@@ -32,8 +31,9 @@ class Sample(NamedTuple):
 class Recipe:
     """An endless sequence of samples.
 
-    Prompts are log-uniform in ``min_tokens`` .. ``max_tokens`` long, give or take a few percent;
-    ``kinds`` maps kinds of samples to their shares. Samples depend on the texts: pass ``corpora``
+    Prompts are ``min_tokens`` to ``max_tokens`` long, give or take a few percent: the logarithm
+    of the length is spread evenly with ``skew`` 1, and leans to short prompts above it (a sample
+    costs what its prompt costs; with 2 half of them are below the range's fourth root). ``kinds`` maps kinds of samples to their shares. Samples depend on the texts: pass ``corpora``
     where they must be the same on machines that differ in what is installed.
     """
 
@@ -44,6 +44,7 @@ class Recipe:
         seed: int,
         min_tokens: int = 256,
         max_tokens: int = 4096,
+        skew: float = 2.0,
         split: str = "train",
         kinds: Mapping[str, float] | None = None,
         corpora: Corpora | None = None,
@@ -59,14 +60,14 @@ class Recipe:
             raise ValueError(f"unknown kinds {unknown}; there are {sorted(MAKERS)}")
         self.tokenizer = tokenizer
         self.seed, self.split, self.kinds = seed, split, kinds
-        self.min_tokens, self.max_tokens = min_tokens, max_tokens
+        self.min_tokens, self.max_tokens, self.skew = min_tokens, max_tokens, skew
         self.corpora = (find_texts() if corpora is None else corpora).of_split(split)
 
     def draft(self, index: int) -> Draft:
         """Sample ``index`` as text."""
         rng = random.Random(f"{self.seed}/{self.split}/{index}")
-        low, high = math.log(self.min_tokens), math.log(self.max_tokens)
-        tokens = round(math.exp(rng.uniform(low, high)))
+        spread = (self.max_tokens / self.min_tokens) ** (rng.random() ** self.skew)
+        tokens = round(self.min_tokens * spread)
         kind = rng.choices(sorted(self.kinds), [self.kinds[k] for k in sorted(self.kinds)])[0]
         return MAKERS[kind](Desk(rng, self.tokenizer, self.corpora, self.split, tokens))
 
