@@ -33,8 +33,9 @@ class Recipe:
 
     Prompts are ``min_tokens`` to ``max_tokens`` long, give or take a few percent: the logarithm
     of the length is spread evenly with ``skew`` 1, and leans to short prompts above it (a sample
-    costs what its prompt costs; with 2 half of them are below the range's fourth root). ``kinds`` maps kinds of samples to their shares. Samples depend on the texts: pass ``corpora``
-    where they must be the same on machines that differ in what is installed.
+    costs what its prompt costs; with 2 half of them are below the range's fourth root). ``kinds``
+    maps kinds of samples to their shares. Samples depend on the texts: pass ``corpora`` where they
+    must be the same on machines that differ in what is installed.
     """
 
     def __init__(
