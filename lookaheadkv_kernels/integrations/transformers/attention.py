@@ -1,7 +1,7 @@
 """The attention function and mask that transformers calls while eviction is attached.
 
 Both are registered under ``lookaheadkv_<base>``. For any other cache they hand on to the base
-implementation with its own mask, so that an attached model computes what it always did. For an
+implementation and its own mask, so that an attached model computes what it always did. For an
 :class:`~.cache.EvictableCache` the layer itself attends: it knows which entries it stores, which
 differs between layers and rows, so that no mask made once for all layers could be right.
 """
@@ -16,9 +16,11 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from .cache import LAYER_ATTRIBUTE
-from .masks import StepMask
+from .masks import EvictableLength, StepMask
 
 PREFIX = "lookaheadkv_"
+# What some models hand to their attention, and eviction would silently leave out.
+OTHER_ATTENTION = ("sliding_window", "softcap", "s_aux")
 
 
 def register(base: str) -> str:
@@ -42,27 +44,29 @@ def register(base: str) -> str:
         attention_mask: Any,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        step = attention_mask if isinstance(attention_mask, StepMask) else None
         place = getattr(key, LAYER_ATTRIBUTE, None)
         if place is None:
-            mask = attention_mask if step is None else step.base
             result: tuple[Tensor, Tensor | None] = _base_attention(base, module)(
-                module, query, key, value, mask, **kwargs
+                module, query, key, value, attention_mask, **kwargs
             )
             return result
-        if step is None and attention_mask is not None:
+        if not isinstance(attention_mask, StepMask):
             raise ValueError(
                 "an evictable cache takes 2-D attention masks [B, tokens], got "
-                f"{tuple(attention_mask.shape)}"
+                f"{list(getattr(attention_mask, 'shape', ()))}"
             )
+        for option in OTHER_ATTENTION:
+            if kwargs.get(option) is not None:
+                raise ValueError(
+                    f"{type(module).__name__} attends with {option}: eviction does not support it"
+                )
         cache, index = place
-        padding = None if step is None else step.padding
-        return cache.attend(index, module, query, key, value, padding), None
+        return cache.attend(index, module, query, key, value, attention_mask.padding), None
 
-    def mask(**kwargs: Any) -> StepMask:
-        return StepMask(
-            lambda: base_mask(**kwargs), kwargs.get("attention_mask"), kwargs["q_length"]
-        )
+    def mask(**kwargs: Any) -> Any:
+        if isinstance(kwargs["kv_length"], EvictableLength):
+            return StepMask(kwargs.get("attention_mask"), kwargs["q_length"])
+        return base_mask(**kwargs)
 
     AttentionInterface.register(name, attention)
     AttentionMaskInterface.register(name, mask)

@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from .masks import bottom_right_mask
+from .masks import EvictableLength, bottom_right_mask
 
 # `update` returns the keys that the model hands to the attention function; this attribute tells the
 # function which layer of which cache they are. It sits on a fresh view, which dies with the call:
@@ -79,6 +80,19 @@ class EvictableLayer(CacheLayerMixin):
             )
         new = self.valid.new_ones(batch, num_new) if padding is None else padding
         self.valid = torch.cat([self.valid, new.to(self.valid.device)], dim=1)
+
+    def hide(self, seen: Tensor) -> None:
+        """Make padding of what came since the last eviction where ``seen`` (bool [B, t]) is false.
+
+        Rows that ended before the others have such tokens.
+        """
+        tail = self.stored_length - (
+            0 if self.kept_positions is None else self.kept_positions.shape[2]
+        )
+        if tail == 0 or bool(seen[:, -tail:].all()):
+            return
+        hidden = F.pad(~seen[:, -tail:], (self.stored_length - tail, 0)).to(self.keys.device)
+        self.valid = ~hidden if self.valid is None else self.valid & ~hidden
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention of the newest q tokens over what is stored: [B, q, Hq, D]."""
@@ -182,10 +196,6 @@ class EvictableLayer(CacheLayerMixin):
         """These rows alone."""
         self._per_row(lambda tensor: tensor.index_select(0, indices.to(tensor.device)))
 
-    def reset(self) -> None:
-        """Empty again."""
-        self.__init__()  # type: ignore[misc]
-
     def fork(self) -> EvictableLayer:
         """A layer that goes on by itself; tensors are never written in place, so it shares them."""
         other = type(self).__new__(type(self))
@@ -206,11 +216,22 @@ class EvictableCache(Cache):
         self.observer: Observer | None = None
         self.logits: Tensor | None = None
         self.choices: list[Any] = []
+        self._pending: int | None = None  # layer that got entries and has not attended yet
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Append to one layer; the returned keys carry their place (see ``LAYER_ATTRIBUTE``)."""
+        """Append to one layer; the returned keys carry their place (see ``LAYER_ATTRIBUTE``).
+
+        Raises:
+            RuntimeError: the layer before did not attend here: the model is not attached.
+        """
+        if self._pending is not None:
+            raise RuntimeError(
+                "this cache needs the attention of the model that eviction was attached to, and "
+                f"layer {self._pending} ran another: was it detached or set to another one?"
+            )
+        self._pending = layer_idx
         while len(self.layers) <= layer_idx:
             self.layers.append(EvictableLayer())
         key, value = self.layers[layer_idx].update(key_states, value_states)
@@ -227,6 +248,7 @@ class EvictableCache(Cache):
         padding: Tensor | None,  # [B, q] bool
     ) -> Tensor:
         """Attention of one layer, then the observer."""
+        self._pending = None
         layer = self.layers[index]
         layer.extend_valid(padding, query.shape[2])
         out: Tensor = layer.attend(module, query, key, value)
@@ -238,7 +260,22 @@ class EvictableCache(Cache):
         """A second cache that starts as this one is now."""
         other = EvictableCache()
         other.layers = [layer.fork() for layer in self.layers]
+        other.logits, other.choices = self.logits, self.choices
         return other
+
+    def get_mask_sizes(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """(slots the next step attends to, offset), marked as those of an evictable cache."""
+        length, offset = super().get_mask_sizes(*args, **kwargs)
+        return EvictableLength(length), offset
+
+    def reset(self) -> None:
+        """Empty again."""
+        self.__init__()  # type: ignore[misc]
+
+    def hide(self, seen: Tensor) -> None:
+        """See :meth:`EvictableLayer.hide`."""
+        for layer in self.layers:
+            layer.hide(seen)
 
     def row_lengths(self) -> Tensor | None:
         """Real tokens each row has seen, int64 [B]; None while the cache is empty."""

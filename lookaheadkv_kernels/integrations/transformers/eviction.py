@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,20 +12,32 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ...lookahead import LookaheadModules, ModelShape, load_modules
 from ...policies.base import Budget, Policy, check_budget
 from ...policies.lookahead import LookaheadPolicy
 from .attention import attach
+from .block import check_generate, replaced
 from .cache import EvictableCache
 from .compat import cache_argument, decoder_layers
-from .prompt import Prompt, make_prompt
+from .prompt import make_prompt
 from .runner import Prefilled, Runner
 from .weights import find_modules
 
-# Set while a prefill runs the model itself: its passes are not prompts of a user.
-_PREFILLING: ContextVar[bool] = ContextVar("lookaheadkv_prefilling", default=False)
+# The model that a prefill is running itself: those passes are not prompts of a user.
+_PREFILLING: ContextVar[Any] = ContextVar("lookaheadkv_prefilling", default=None)
+# What a prompt's forward may be given; anything else would be left out silently.
+PROMPT_ARGUMENTS = {
+    "input_ids",
+    "attention_mask",
+    "position_ids",
+    "inputs_embeds",
+    "use_cache",
+    "logits_to_keep",
+    "return_dict",
+}
 
 
 class Eviction:
@@ -87,117 +100,154 @@ class Eviction:
             RuntimeError: a budget that cannot hold what the policy pins.
         """
         return self._prefill(
-            make_prompt(
-                input_ids,
-                attention_mask,
-                inputs_embeds=inputs_embeds,
-                position_ids=position_ids,
-                seen=None if cache is None else cache.row_lengths(),
-            ),
             budget,
             cache,
+            attention_mask,
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            position_ids=position_ids,
         ).cache
 
-    def _prefill(self, prompt: Prompt, budget: Budget, cache: EvictableCache | None) -> Prefilled:
+    def _prefill(
+        self,
+        budget: Budget,
+        cache: Any,
+        attention_mask: Tensor | None,
+        **tokens: Tensor | None,
+    ) -> Prefilled:
         check_budget(budget, self.runner.num_layers)
-        token = _PREFILLING.set(True)
+        if cache is not None and not isinstance(cache, EvictableCache):
+            raise ValueError(
+                f"eviction cannot go on from a {type(cache).__name__}: start without a cache, or "
+                "with one that eviction made"
+            )
+        # A fork, so that an error on the way leaves the cache as it was.
+        work = EvictableCache() if cache is None else cache.fork()
+        prompt = make_prompt(attention_mask=attention_mask, cache=work, **tokens)
+        token = _PREFILLING.set(self.model)
         try:
-            done: Prefilled = self.policy.prefill(self.runner, prompt, budget, cache)
+            done: Prefilled = self.policy.prefill(self.runner, prompt, budget, work)
         finally:
             _PREFILLING.reset(token)
+        if cache is not None:
+            cache.layers = done.cache.layers
+            done.cache = cache
         done.cache.logits = done.logits
         done.cache.choices = done.choices
         return done
 
     def generate(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         *,
         budget: Budget,
+        inputs_embeds: Tensor | None = None,
         **options: Any,
     ) -> Any:
-        """``model.generate`` from a cut cache; everything it can do, it does.
+        """``model.generate`` from a cut cache: sampling, beams, streamers and the rest.
 
-        Right-padded rows are turned into left-padded ones first, as ``generate`` wants them.
+        Right-padded rows are turned into left-padded ones first, as ``generate`` wants them. Not
+        available are assisted generation and other kinds of cache.
 
         Args:
-            input_ids: int64 [B, N].
+            input_ids: int64 [B, N]; with a cache of earlier turns the tokens of those too.
             attention_mask: [B, N]; 0 is padding.
             budget: see :meth:`prefill`.
+            inputs_embeds: [B, N, hidden] in place of ``input_ids``.
             **options: of ``model.generate``.
         """
-        prompt = make_prompt(input_ids, attention_mask)
-        mask = attention_mask if prompt.mask is None else prompt.mask.long()
+        cache = options.get("cache", options.get("past_key_values"))
+        cache = cache.fork() if isinstance(cache, EvictableCache) else None
+        past = 0 if cache is None else cache.get_seq_length()
+        ids, embeds = (None if t is None else t[:, past:] for t in (input_ids, inputs_embeds))
+        prompt = make_prompt(ids, attention_mask, inputs_embeds=embeds, cache=cache)
+        if prompt.mask is not None:
+            input_ids = _ending_in(input_ids, prompt.input_ids)
+            inputs_embeds = _ending_in(inputs_embeds, prompt.inputs_embeds)
+            attention_mask = _ending_in(attention_mask, prompt.mask)
         with self.evicting(budget):
-            return self.model.generate(prompt.input_ids, attention_mask=mask, **options)
+            return self.model.generate(
+                input_ids=input_ids,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                **options,
+            )
 
     @contextmanager
     def evicting(self, budget: Budget) -> Iterator[None]:
-        """Within the block every prompt that the model gets is cut to ``budget``.
+        """Within the block every prompt that the model gets, in any thread, is cut to ``budget``.
 
-        A prompt is any call with a cache and more than one new token, or an empty cache, as
-        ``generate`` makes them; it gets the logits of its last token alone. On the way out the
-        model is as it was.
+        A prompt is any call with more than one new token, or with an empty cache, as ``generate``
+        makes them; it gets the logits of its last token alone. On the way out the model is as it
+        was.
 
         Args:
             budget: see :meth:`prefill`.
+
+        Raises:
+            RuntimeError: another thread is in a block of the same model.
         """
         check_budget(budget, self.runner.num_layers)
-        plain = self.model.forward
+        plain, plain_generate = self.model.forward, self.model.generate
         name = cache_argument(self.model)
 
         @functools.wraps(plain)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            cache = kwargs.get(name)
-            if _PREFILLING.get() or cache is None:
+            if _PREFILLING.get() is self.model:
                 return plain(*args, **kwargs)
             if args:
                 raise TypeError("while eviction is on, pass every argument by keyword")
-            tokens = kwargs.get("input_ids")
-            tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
-            if tokens is None or (tokens.shape[1] == 1 and cache.get_seq_length() > 0):
+            if "past_key_values" in kwargs:  # the old name is good for some releases more
+                kwargs[name] = kwargs.pop("past_key_values")
+            ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
+            tokens = embeds if ids is None else ids
+            cache = kwargs.get(name)
+            started = isinstance(cache, EvictableCache) and cache.get_seq_length() > 0
+            if started and tokens is not None and tokens.shape[1] == 1:
                 return plain(**kwargs)
-            return self._prompt_output(kwargs, cache, name, budget)
+            return self._prompt_output(kwargs, name, budget)
 
-        own = self.model.__dict__.get("forward")
-        self.model.forward = forward
-        try:
+        @functools.wraps(plain_generate)
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            check_generate(self.model, **kwargs)
+            return plain_generate(*args, **kwargs)
+
+        with replaced(self.model, forward=forward, generate=generate):
             yield
-        finally:
-            if own is None:
-                del self.model.forward
-            else:
-                self.model.forward = own
 
     @torch.no_grad()
     def _prompt_output(
-        self, kwargs: dict[str, Any], cache: Any, name: str, budget: Budget
+        self, kwargs: dict[str, Any], name: str, budget: Budget
     ) -> CausalLMOutputWithPast:
         """What the model's forward returns for a prompt."""
-        if not isinstance(kwargs.get("logits_to_keep"), int) or kwargs["logits_to_keep"] != 1:
+        keep = kwargs.get("logits_to_keep", 0)
+        if not isinstance(keep, int) or keep != 1:
             raise ValueError(
                 "while eviction is on, a prompt has the logits of its last token alone: pass "
-                f"logits_to_keep=1 (got {kwargs.get('logits_to_keep', 0)})"
+                f"logits_to_keep=1, got {keep}"
             )
-        for option in ("labels", "output_attentions", "output_hidden_states"):
-            if kwargs.get(option):
+        for option in ("use_cache", "return_dict"):
+            if kwargs.get(option) is False:
+                raise ValueError(f"{option}=False is not available while eviction is on")
+        for option, value in kwargs.items():
+            # By identity: a tensor has no truth value.
+            if option not in {*PROMPT_ARGUMENTS, name} and value is not None and value is not False:
                 raise ValueError(f"{option} is not available while eviction is on")
-        if not isinstance(cache, EvictableCache):
-            if cache.get_seq_length() > 0:
-                raise ValueError(
-                    f"eviction cannot go on from a {type(cache).__name__}: start with an empty "
-                    "cache, or with one that eviction made"
-                )
-            cache = None
-        prompt = make_prompt(
-            kwargs.get("input_ids"),
+        cache: Any = kwargs.get(name)
+        # Ours takes the place of an empty cache that `generate` made and nobody else sees. A user's
+        # own would stay empty, and a later turn would start from nothing: `_prefill` refuses it.
+        if cache is not None and not isinstance(cache, EvictableCache):
+            users = getattr(cache, "_is_user_defined", False)
+            cache = cache if users or cache.get_seq_length() > 0 else None
+        done = self._prefill(
+            budget,
+            cache,
             kwargs.get("attention_mask"),
+            input_ids=kwargs.get("input_ids"),
             inputs_embeds=kwargs.get("inputs_embeds"),
             position_ids=kwargs.get("position_ids"),
-            seen=None if cache is None else cache.row_lengths(),
         )
-        done = self._prefill(prompt, budget, cache)
         return CausalLMOutputWithPast(logits=done.logits[:, None], **{name: done.cache})
 
 
@@ -228,7 +278,8 @@ class LookaheadKV(Eviction):
             raise ValueError(
                 f"these lookahead modules are for {modules.config.model}, the model is {shape}"
             )
-        modules = modules.to(model.device, model.dtype)
+        # Copied: `to` would change the caller's, who may go on training them in float32.
+        modules = copy.deepcopy(modules).requires_grad_(False).to(model.device, model.dtype)
         super().__init__(model, LookaheadPolicy(modules, mode=mode), chunk=chunk)
 
     @classmethod
@@ -247,12 +298,22 @@ class LookaheadKV(Eviction):
         return cls(model, load_modules(find_modules(name)), **options)
 
 
+def _ending_in(tensor: Tensor | None, end: Tensor | None) -> Tensor | None:
+    """[B, t, ...] whose last tokens are these."""
+    if tensor is None or end is None:
+        return None
+    return torch.cat([tensor[:, : tensor.shape[1] - end.shape[1]], end.to(tensor)], dim=1)
+
+
 def check_supported(model: Any) -> None:
     """Refuse models that eviction would silently get wrong.
 
     Raises:
         ValueError: sliding-window or other non-full attention layers, or an unknown structure.
     """
+    if not isinstance(model, PreTrainedModel):
+        # Wrappers (PEFT, torch.compile) run another forward than the one that eviction replaces.
+        raise ValueError(f"{type(model).__name__} is not a transformers model")
     decoder_layers(model)
     config = model.config
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -29,20 +30,23 @@ def lora_on_last_rows(model: nn.Module, modules: LookaheadModules) -> Iterator[N
 def lora_on_layer(layer: Any, index: int, modules: LookaheadModules) -> Iterator[None]:
     """The same for one decoder layer."""
     rows = modules.config.num_lookahead
+    thread = threading.get_ident()
     handles = []
     try:
         for name in modules.config.linears(index):
             lora = modules.lora(index, name)
             assert lora is not None
-            handles.append(linear(layer, name).register_forward_hook(_hook(lora, rows)))
+            handles.append(linear(layer, name).register_forward_hook(_hook(lora, rows, thread)))
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _hook(lora: LoRA, rows: int) -> Any:
+def _hook(lora: LoRA, rows: int, thread: int) -> Any:
     def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if threading.get_ident() != thread:
+            return output  # another thread decodes with the same model
         (x,) = args  # [B, S, in]
         addition: Tensor = lora(x[..., -rows:, :])
         if output.shape[-2] == rows:

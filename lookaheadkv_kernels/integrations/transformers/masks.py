@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
 
+class EvictableLength(int):
+    """A length that an evictable cache gave: transformers hands it to the mask function as it is.
+
+    Whoever makes the mask sees by it for which kind of cache.
+    """
+
+
 class StepMask:
-    """What one forward pass may see: the base's mask, made when asked for, and the padding."""
+    """What an evictable cache needs to know of one forward pass: which new tokens are padding."""
 
-    def __init__(self, make: Callable[[], Any], padding: Tensor | None, num_new: int) -> None:
-        self._make = make
-        self._padding = padding  # [B, all tokens seen] bool
+    def __init__(self, padding: Tensor | None, num_new: int) -> None:
+        self._padding = padding  # [B, at least the new tokens] bool
         self._num_new = num_new
-
-    @cached_property
-    def base(self) -> Any:
-        """The mask the base implementation wants."""
-        return self._make()
 
     @cached_property
     def padding(self) -> Tensor | None:
         """Which of this pass's tokens are real, bool [B, q]; None when all are.
 
-        A single token is always real: it is one that the model has just made.
+        A single token behind others is one that the model has just made: real, and no reason to
+        wait for the device.
         """
-        if self._padding is None or self._num_new == 1:
+        padding = self._padding
+        if padding is None or (self._num_new == 1 and padding.shape[1] > 1):
             return None
-        padding = self._padding[:, -self._num_new :].bool()
+        padding = padding[:, -self._num_new :].bool()
         return None if bool(padding.all()) else padding
 
 

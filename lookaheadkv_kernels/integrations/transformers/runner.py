@@ -117,12 +117,15 @@ class Runner:
         arguments = {**inputs, self._cache_argument: cache, "use_cache": True}
         if keep is None:
             out: Tensor = self.model.get_decoder()(**arguments).last_hidden_state
-            return out
-        device = self.model.device
-        logits: Tensor = self.model(
-            **arguments, logits_to_keep=torch.tensor([keep], device=device)
-        ).logits
-        return logits[:, -1]
+        else:
+            rows = torch.tensor([keep], device=inputs["position_ids"].device)
+            out = self.model(**arguments, logits_to_keep=rows).logits[:, -1]
+        if len(cache) != self.num_layers:
+            raise RuntimeError(
+                f"the model filled {len(cache)} of {self.num_layers} layers of the cache; in "
+                "training mode with gradient checkpointing it uses none: call model.eval()"
+            )
+        return out
 
     def _with_lookahead(self, prompt: Prompt, modules: LookaheadModules) -> dict[str, Any]:
         rows = modules.config.num_lookahead

@@ -1,0 +1,74 @@
+"""A block within which a model's methods are others, and what `generate` cannot do there."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_THREAD = "lookaheadkv_thread"
+
+_NO_CROP = "assisted generation takes tokens back, and an evicted cache cannot be cropped"
+
+# Options of `generate`: the values that eviction can serve, and what to do about all others.
+SERVED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "use_cache": ((True,), "without a cache there is nothing to evict"),
+    "prefill_chunk_size": (
+        (),
+        "every chunk would be a prompt by itself; attach with chunk= instead",
+    ),
+    "cache_implementation": (("dynamic",), "eviction brings its own cache"),
+    "assistant_model": ((), "assisted generation takes back tokens that eviction has scored"),
+    "prompt_lookup_num_tokens": (
+        (),
+        "assisted generation takes back tokens that eviction has scored",
+    ),
+    "assistant_early_exit": ((), "assisted generation takes back tokens that eviction has scored"),
+}
+
+
+def check_generate(model: Any, generation_config: Any = None, **options: Any) -> None:
+    """Refuse what ``model.generate`` would do around eviction rather than with it.
+
+    Raises:
+        ValueError: an option has a value that eviction cannot serve.
+    """
+    for name, (served, reason) in SERVED.items():
+        places = (
+            options.get(name),
+            *(
+                getattr(config, name, None)
+                for config in (generation_config, model.generation_config)
+            ),
+        )
+        value = next((value for value in places if value is not None), None)
+        if value is not None and value not in served:
+            shown = value if isinstance(value, bool | int | str) else type(value).__name__
+            raise ValueError(f"{name}={shown!r} is not available while eviction is on: {reason}")
+
+
+@contextmanager
+def replaced(model: Any, **methods: Callable[..., Any]) -> Iterator[None]:
+    """Within the block ``model`` has these methods, for all threads; then its own again.
+
+    Raises:
+        RuntimeError: another thread is in such a block of the same model: whichever ended first
+            would take the other's methods away.
+    """
+    thread = threading.get_ident()
+    own = {name: model.__dict__[name] for name in methods if name in model.__dict__}
+    for method in own.values():
+        if getattr(method, _THREAD, thread) != thread:
+            raise RuntimeError("another thread is evicting with this model: take turns")
+    for name, method in methods.items():
+        setattr(method, _THREAD, thread)
+        setattr(model, name, method)
+    try:
+        yield
+    finally:
+        for name in methods:
+            if name in own:
+                setattr(model, name, own[name])
+            else:
+                delattr(model, name)
