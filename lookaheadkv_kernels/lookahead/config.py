@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from math import isfinite
 from typing import Any
 
 FORMAT_VERSION = 1
@@ -13,6 +14,11 @@ ALL_LINEARS = (*ATTENTION_LINEARS, *MLP_LINEARS)
 # A score depends on the last layer only through its queries and keys: LoRA on its value, output and
 # MLP projections could not change any.
 LAST_LAYER_LINEARS = ("q_proj", "k_proj")
+
+
+def _check_count(where: str, name: str, value: Any) -> None:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{where}: {name} must be a whole number >= 1, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,11 @@ class ModelShape:
                 )
             values[entry.name] = value
         return cls(**values)
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            if entry.name != "model_type":
+                _check_count("ModelShape", entry.name, getattr(self, entry.name))
 
     def linear_size(self, name: str) -> tuple[int, int]:
         """(in_features, out_features) of one of a layer's linear maps."""
@@ -82,9 +93,15 @@ class LookaheadConfig:
     lora_linears: tuple[str, ...] = field(default=ALL_LINEARS)
 
     def __post_init__(self) -> None:
-        for name, least in (("num_lookahead", 1), ("lora_rank", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"LookaheadConfig: {name} must be >= 1, got {getattr(self, name)}")
+        for name in ("num_lookahead", "lora_rank"):
+            _check_count("LookaheadConfig", name, getattr(self, name))
+        alpha = self.lora_alpha
+        if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not isfinite(alpha):
+            raise ValueError(f"LookaheadConfig: lora_alpha must be a number, got {alpha!r}")
+        if len(set(self.lora_linears)) != len(self.lora_linears):
+            raise ValueError(
+                f"LookaheadConfig: lora_linears names one twice: {', '.join(self.lora_linears)}"
+            )
         for linear in self.lora_linears:
             if linear not in ALL_LINEARS:
                 raise ValueError(

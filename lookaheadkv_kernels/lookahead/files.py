@@ -101,7 +101,8 @@ def load_modules(folder: str | Path) -> LookaheadModules:
         tensors = load(weights)
     except SafetensorError as error:
         raise ValueError(f"{folder / WEIGHTS_FILE} is damaged: {error}") from error
-    modules = LookaheadModules(config)
+    with torch.device("meta"):  # the file brings the memory; a damaged size would ask for any
+        modules = LookaheadModules(config)
     try:
         modules.load_state_dict(tensors, assign=True)
     except RuntimeError as error:

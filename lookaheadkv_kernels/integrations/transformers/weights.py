@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ...lookahead.files import CONFIG_FILE, WEIGHTS_FILE
+
 PACKAGED = Path(__file__).parents[2] / "weights"
 
 
@@ -26,7 +28,7 @@ def find_modules(name: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(name)))
+        return Path(snapshot_download(str(name), allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(
             f"no lookahead modules {str(name)!r}: neither packaged "
