@@ -22,7 +22,7 @@ from train_tiny import make_trainer
 from lookaheadkv_kernels.lookahead import load_modules
 from lookaheadkv_kernels.training.checkpoint import latest
 from lookaheadkv_kernels.training.config import TrainingConfig
-from lookaheadkv_kernels.training.schedule import learning_rate, sample_indices
+from lookaheadkv_kernels.training.schedule import learning_rate, shares
 from lookaheadkv_kernels.training.trainer import without_middle
 
 SCRIPT = Path(__file__).parent / "train_tiny.py"
@@ -38,10 +38,14 @@ def one_thread() -> object:
     torch.set_num_threads(before)
 
 
-def test_a_batch_is_dealt_out_whole_to_any_number_of_processes() -> None:
-    for world in (1, 2, 3, 7):
-        dealt = [i for rank in range(world) for i in sample_indices(5, 4, rank, world)]
-        assert sorted(dealt) == [20, 21, 22, 23]
+@pytest.mark.parametrize("num_shares", [1, 2, 3, 7])
+def test_a_batch_is_dealt_out_whole_and_evenly(num_shares: int) -> None:
+    costs = [5.0, 1.0, 9.0, 2.0, 2.0]
+    dealt = shares(costs, num_shares)
+    assert sorted(index for share in dealt for index in share) == [0, 1, 2, 3, 4]
+    loads = [sum(costs[index] for index in share) for share in dealt]
+    assert max(loads) <= max(9.0, 19.0 / num_shares + 5.0)
+    assert shares([7.0, 4.0, 3.0], 2) == [[0], [1, 2]]
 
 
 def test_the_rate_warms_up_and_falls_to_zero() -> None:

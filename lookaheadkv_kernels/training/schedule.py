@@ -1,8 +1,9 @@
-"""The learning rate at each step, and which samples a step and a process take."""
+"""The learning rate at each step, and which samples a process takes."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from .config import TrainingConfig
 
@@ -16,10 +17,16 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
     return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def sample_indices(step: int, batch_size: int, rank: int, world_size: int) -> range:
-    """Samples of this process at a step: the batch dealt out one by one.
+def shares(costs: Sequence[float], num_shares: int) -> list[list[int]]:
+    """Deal out things of these costs so that the dearest share is cheap: longest first.
 
-    A batch is the same samples for any number of processes, so that one process and many compute
-    the same step, and a run can resume with another number of them.
+    The same on every process. Which process takes which sample does not change a step, since
+    gradients are added up; so a run can go on with another number of processes.
     """
-    return range(step * batch_size + rank, (step + 1) * batch_size, world_size)
+    dealt: list[list[int]] = [[] for _ in range(num_shares)]
+    loads = [0.0] * num_shares
+    for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
+        share = loads.index(min(loads))
+        dealt[share].append(index)
+        loads[share] += costs[index]
+    return dealt

@@ -15,7 +15,7 @@ from ..lookahead import LookaheadModules, save_modules
 from .checkpoint import State, latest, load_checkpoint, save_checkpoint
 from .config import TrainingConfig
 from .curve import write_curve
-from .schedule import learning_rate, sample_indices
+from .schedule import learning_rate, shares
 from .step import ground_truth, lookahead_loss
 
 
@@ -100,14 +100,25 @@ class Trainer:
         config, accelerator = self.config, self.accelerator
         total = torch.zeros((), device=self.model.device)
         self.optimizer.zero_grad(set_to_none=False)
-        for index in sample_indices(
-            step, config.batch_size, accelerator.process_index, accelerator.num_processes
-        ):
-            loss = self.loss(self.samples[index]) / config.batch_size
+        first = step * config.batch_size
+        batch = [self.samples[first + index] for index in range(config.batch_size)]
+        for sample in self._share(batch):
+            loss = self.loss(sample) / config.batch_size
             loss.backward()
             total += loss.detach()
         self._sum_over_processes()
         return float(accelerator.reduce(total, "sum"))
+
+    def _share(self, batch: Sequence[Sample]) -> list[Sample]:
+        """This process's samples of a batch."""
+        # A token that the model writes takes about as long as 25 of a prompt.
+        writing = 25 * self.config.max_response
+        costs = [
+            len(sample.prompt_ids) + (writing if sample.response_ids is None else 0)
+            for sample in batch
+        ]
+        dealt = shares(costs, self.accelerator.num_processes)
+        return [batch[index] for index in dealt[self.accelerator.process_index]]
 
     def _sum_over_processes(self) -> None:
         """Add up the gradients of all processes, in one message."""
@@ -138,12 +149,8 @@ class Trainer:
         """Mean loss over the held-out samples."""
         assert self.held_out is not None
         total = torch.zeros((), device=self.model.device)
-        for index in range(
-            self.accelerator.process_index,
-            self.config.eval_samples,
-            self.accelerator.num_processes,
-        ):
-            total += self.loss(self.held_out[index]) / self.config.eval_samples
+        for sample in self._share([self.held_out[i] for i in range(self.config.eval_samples)]):
+            total += self.loss(sample) / self.config.eval_samples
         return float(self.accelerator.reduce(total, "sum"))
 
     def run(self) -> Result:
