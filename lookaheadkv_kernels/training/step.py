@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..integrations.transformers.cache import EvictableCache, EvictableLayer
 from ..integrations.transformers.compat import cache_argument, decoder_layers
+from ..integrations.transformers.draft import end_tokens
 from ..integrations.transformers.lora import lora_on_last_rows, lora_on_layer
 from ..lookahead import LookaheadModules
 from ..ops import column_scores
@@ -85,11 +86,10 @@ def greedy_response(
     model: Any, cache: EvictableCache, logits: Tensor, max_tokens: int
 ) -> list[int]:
     """The model's own answer, up to and including its end token; ``cache`` stays as it is."""
-    ends = model.generation_config.eos_token_id
-    stop = set(ends if isinstance(ends, list) else [ends])
+    ends = end_tokens(model)
     cache = cache.fork()
     response = [int(logits.argmax())]
-    while len(response) < max_tokens and response[-1] not in stop:
+    while len(response) < max_tokens and response[-1] not in ends:
         response.append(int(prefill_logits(model, response[-1:], cache).argmax()))
     return response
 
