@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from ._version import __version__
-from .commands import generate_responses, info, params, train
+from .commands import generate_responses, info, params, train, ttft
 
-COMMANDS = (info, params, generate_responses, train)
+COMMANDS = (info, params, ttft, generate_responses, train)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
