@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lookaheadkv_kernels.evaluation.measures import group_mean, kept_mass, mean_over_layers
 from lookaheadkv_kernels.evaluation.needle import needle_sample, noise_sentences, text_sentences
+from lookaheadkv_kernels.info import cpu_model
 from lookaheadkv_kernels.integrations.transformers import EvictableCache, Eviction
 from lookaheadkv_kernels.integrations.transformers.attention import attach
 from lookaheadkv_kernels.integrations.transformers.loading import load
@@ -204,16 +205,24 @@ ADJECTIVES = ("abrasive", "jazzy", "outgoing", "ritzy", "truculent", "wistful", 
 NOUNS = ("ukulele", "cardigan", "protocol", "spreadsheet", "leprechaun", "zeppelin", "mandolin")
 
 
+def mean_of(results: dict[str, Any], kind: str, figure: str) -> float:
+    """Mean of one figure over the held-out prompts of a kind."""
+    return statistics.fmean(
+        found[figure] for name, found in results.items() if name.startswith(f"held-out {kind} ")
+    )
+
+
+def machine() -> dict[str, Any]:
+    """Where the figures come from."""
+    return {"cpu": cpu_model(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
 def judge(results: dict[str, Any]) -> list[tuple[str, str, bool]]:
     """(what, figures, met) for every bar."""
     bars = []
     for kind in KINDS:
-        found = [value for name, value in results.items() if name.startswith(f"held-out {kind}")]
-
-        def mean(key: str, found: list[dict[str, float]] = found) -> float:
-            return statistics.fmean(sample[key] for sample in found)
-
-        trained, untrained = mean("kl trained"), mean("kl untrained")
+        trained = mean_of(results, kind, "kl trained")
+        untrained = mean_of(results, kind, "kl untrained")
         bars.append(
             (
                 f"{kind}: KL trained at most 1/4 of untrained",
@@ -223,7 +232,10 @@ def judge(results: dict[str, Any]) -> list[tuple[str, str, bool]]:
         )
         rivals = ("snapkv", "laq") if kind == "retrieval" else ("snapkv",)
         for budget in BUDGETS:
-            masses = {name: mean(f"{name} {budget}") for name in ("lookaheadkv", "snapkv", "laq")}
+            masses = {
+                name: mean_of(results, kind, f"{name} {budget}")
+                for name in ("lookaheadkv", "snapkv", "laq")
+            }
             bars.append(
                 (
                     f"{kind}: kept mass at {budget} above {' and '.join(rivals)}",
@@ -270,6 +282,7 @@ def main() -> None:
     parser.add_argument("--needles", type=int, default=50, help="of each length")
     arguments = parser.parse_args()
     bench = Bench(arguments.weights, arguments.json)
+    bench.once("machine", machine)
     bench.once("step time", partial(step_time, bench))
     bench.once("memory", partial(memory, bench))
     for kind in KINDS:
