@@ -50,16 +50,10 @@ class PyramidKV(SnapKV):
         if most >= num_prompt - self.window:
             most = num_prompt - self.window
             least = 2 * rest - most
+        fall = most - least
         if not self.exact_total:
-            return most - index * ((most - least) // (num_layers - 1)) + self.window
-        return (
-            self._until(index + 1, most, least, num_layers)
-            - self._until(index, most, least, num_layers)
-            + self.window
-        )
-
-    @staticmethod
-    def _until(count: int, most: int, least: int, num_layers: int) -> int:
-        """What the first ``count`` layers get together: the exact sum, rounded down."""
-        fall = (most - least) * count * (count - 1)
-        return count * most - -(-fall // (2 * (num_layers - 1)))
+            return most - index * (fall // (num_layers - 1)) + self.window
+        # The l-th layer from the top and the l-th from the bottom share 2b, whatever is rounded.
+        pair = min(index, num_layers - 1 - index)
+        upper = most - pair * fall // (num_layers - 1)
+        return (upper if index == pair else 2 * rest - upper) + self.window
