@@ -101,8 +101,10 @@ def test_second_turn_of_a_padded_batch(name):
     cache = eviction.prefill(*batch_of(firsts, "left"), budget=24)
     ids, mask = batch_of(seconds, "left")
     if name == "h2o":
-        with pytest.raises(ValueError, match="'h2o'"):
+        before = kept_by(cache)
+        with pytest.raises(ValueError, match="'h2o' cannot score a padded batch in a later turn"):
             eviction.prefill(ids, mask, budget=20, cache=cache)
+        assert kept_by(cache) == before
         return
     eviction.prefill(ids, mask, budget=20, cache=cache)
     more = decoded(target(2), cache, [MORE, MORE])

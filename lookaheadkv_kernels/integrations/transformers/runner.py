@@ -66,6 +66,13 @@ def _going_on(cache: EvictableCache | None, policy: Policy) -> EvictableCache:
     return cache
 
 
+def _check_no_holes(cache: EvictableCache, prompt: Prompt, policy: Policy) -> None:
+    """Refuse holes between real entries: what a policy watches is padded at the left alone."""
+    valid = [layer.valid for layer in cache.layers if layer.valid is not None]
+    if prompt.mask is not None or any(bool((v[:, 1:] < v[:, :-1]).any()) for v in valid):
+        raise ValueError(f"policy {policy.name!r} cannot score a padded batch in a later turn")
+
+
 class Runner:
     """A transformers model, and how it is run for eviction.
 
@@ -234,6 +241,8 @@ class Runner:
             mode: with ``modules``: ``"appended"`` or ``"extend"``.
         """
         cache = _going_on(cache, policy)
+        if policy.watches and cache.layers:
+            _check_no_holes(cache, prompt, policy)
         before = [0] * prompt.batch if not cache.layers else cache.layers[0].row_lengths().tolist()
         counts = prompt.row_counts()
         choices: list[Choice] = []
@@ -243,10 +252,6 @@ class Runner:
             layer = cache.layers[index]
             leftpad = None
             if layer.valid is not None:
-                if not bool((layer.valid[:, 1:] >= layer.valid[:, :-1]).all()):
-                    raise ValueError(
-                        f"policy {policy.name!r} cannot score a padded batch in a later turn"
-                    )
                 leftpad = (~layer.valid).sum(dim=1).to(torch.int32)
             policy.observe(state, index, query, layer.keys, leftpad, scale)
 
