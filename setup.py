@@ -116,6 +116,7 @@ setup(
         "lookaheadkv_kernels": [
             "py.typed",
             "lookahead/models/*.json",
+            "visual/assets/*",
             "weights/*/config.json",
             "weights/*/lookahead.safetensors",
         ]

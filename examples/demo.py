@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """A real language model answers from a KV cache cut to a few percent.
 
-SmolLM2-135M-Instruct reads a long text with hidden facts. Each layer's cache is then cut to
---budget entries per KV head by torch.ops.lookaheadkv.score_and_evict, and the model answers
-questions about the facts from the full and from the evicted cache. What was kept is compared with
-the project's reference; the exit status is 1 if it differs.
+SmolLM2-135M-Instruct reads a long text with hidden facts and is asked for them: from its full
+cache, and from what LookaheadKV, SnapKV and StreamingLLM leave of it at --budget entries per layer
+and KV head. What they keep is compared with the project's reference; the exit status is 1 if it
+differs. For each question a page and a picture show what stayed.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from pathlib import Path
 from demo_prompt import FACTS
 
 MIN_TRANSFORMERS = (5, 17)
-MIN_BUDGET = 33  # one more than the 32 observation entries, which always stay
+MIN_BUDGET = 33  # one more than SnapKV's window of 32 entries, which always stay
 MIN_PROMPT_TOKENS = 256
+PACKAGES = ("lookaheadkv-kernels", "transformers", "gguf", "accelerate", "rich", "matplotlib")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -31,8 +32,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--budget",
         type=int,
-        default=256,
-        help="cache entries kept per layer and KV head; 32 of them are the end of the prompt",
+        default=64,
+        help="cache entries kept per layer and KV head; of SnapKV's, 32 are the end of the prompt",
     )
     parser.add_argument(
         "--prompt-tokens",
@@ -53,6 +54,22 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="of the model and its cache: float32 is exact and fast on every CPU; bfloat16 halves "
         "the cache, and shortens the prefill on CPUs that have bfloat16 instructions",
     )
+    parser.add_argument(
+        "--weights",
+        default="smollm2-135m-instruct",
+        help="lookahead modules: the name of a packaged set, or a folder",
+    )
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        default=Path("build/demo"),
+        metavar="FOLDER",
+        help="where question-1.html, question-1.png and so on go",
+    )
+    parser.add_argument(
+        "--layer", type=int, help="the pictures show this layer alone (the pages can switch)"
+    )
+    parser.add_argument("--head", type=int, help="the pictures show this KV head alone")
     args = parser.parse_args(argv)
     if args.budget < MIN_BUDGET:
         parser.error(f"--budget must be at least {MIN_BUDGET}, got {args.budget}")
@@ -62,12 +79,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         )
     if not 1 <= args.questions <= len(FACTS):
         parser.error(f"--questions must be in 1..{len(FACTS)}, got {args.questions}")
+    if args.picture.exists() and not args.picture.is_dir():
+        parser.error(f"--picture must be a folder, got the file {args.picture}")
     return args
 
 
 def missing_requirement() -> str | None:
     """What to install before the demo can run, or None."""
-    for package in ("lookaheadkv-kernels", "transformers", "gguf", "accelerate", "rich"):
+    for package in PACKAGES:
         try:
             found = version(package)
         except PackageNotFoundError:
@@ -81,7 +100,7 @@ def missing_requirement() -> str | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo: 0 if what was kept passes both checks, 1 if not, 2 if it cannot run."""
+    """Run the demo: 0 if what was kept passes every check, 1 if not, 2 if it cannot run."""
     args = parse_arguments(argv)
     missing = missing_requirement()
     if missing:
@@ -93,22 +112,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
     import torch
+    from demo_picture import write_pictures
     from demo_report import print_report
-    from demo_run import Options, load_model, run_demo
+    from demo_run import Options, load_chat, run_demo
     from rich.console import Console
 
+    from lookaheadkv_kernels.visual import Selection
+
     console = Console()
+    selection = Selection(args.layer, args.head)
     try:
-        run = run_demo(
-            load_model(getattr(torch, args.dtype), console),
-            Options(args.budget, args.prompt_tokens, args.questions, args.seed),
-            console,
-        )
+        chat, modules = load_chat(getattr(torch, args.dtype), args.weights, console)
+        config = chat.model.config
+        selection.check(config.num_hidden_layers, config.num_key_value_heads)
+        options = Options(args.budget, args.prompt_tokens, args.questions, args.seed)
+        run = run_demo(chat, modules, options, console)
     except (FileNotFoundError, ValueError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2
     print_report(console, run)
-    return 0 if run.agreement.passed else 1
+    console.print("\nWhat stayed, coloured by how many heads keep it:")
+    for path in write_pictures(chat, run, args.picture, selection):
+        console.print(f"  {path}", soft_wrap=True, highlight=False, markup=False)
+    return 0 if run.passed else 1
 
 
 if __name__ == "__main__":

@@ -1,31 +1,38 @@
-"""The demo's run: one prefill of the long text, then every question from both caches."""
+"""The demo's run: one prefill of the long text, then every question under every policy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import takewhile
-from statistics import median
-from time import perf_counter
-from typing import TypeVar
+from typing import Any
 
 import torch
-from demo_cache import EvictableCache, Evicted
-from demo_model import ChatModel, Prefilled
-from demo_prompt import Needle, build_haystack
-from demo_report import Asked, Run
-from demo_verify import Agreement, check_layer
+from demo_chat import Answer, Chat
+from demo_prompt import Haystack, Needle, build_haystack
+from demo_verify import (
+    Agreement,
+    CheckedLookahead,
+    CheckedSnapKV,
+    CheckedStreamingLLM,
+    Checks,
+    timed,
+)
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from torch import Tensor
 
-from bench.peers.eager import eager_score_and_evict
+from lookaheadkv_kernels.integrations.transformers import EvictableCache, Eviction, LookaheadKV
+from lookaheadkv_kernels.integrations.transformers.loading import load
+from lookaheadkv_kernels.lookahead import LookaheadModules
+from lookaheadkv_kernels.policies import FullCache, LookaheadPolicy, Policy, SnapKV, StreamingLLM
 
-NUM_OBSERVATION = 32  # the last tokens of the prompt, whose attention scores the rest (SnapKV)
+MODEL = "smollm2-135m-instruct"
+MODEL_TITLE = "SmolLM2-135M-Instruct"
+FULL, LOOKAHEAD, SNAPKV, STREAMING = "full cache", "LookaheadKV", "SnapKV", "StreamingLLM"
 MAX_NEW_TOKENS = 12
-TIMING_REPEATS = 5
-
-T = TypeVar("T")
+CHUNK = 256
+# What is read for each question by itself: SnapKV scores with the queries of that many tokens.
+LEAST_REST = 32
 
 
 @dataclass(frozen=True)
@@ -38,92 +45,156 @@ class Options:
     seed: int
 
 
-def timed(function: Callable[[], T], repeats: int = 1) -> tuple[T, float]:
-    """The function's last result and its median time in seconds."""
-    seconds = []
-    for _ in range(repeats):
-        start = perf_counter()
-        result = function()
-        seconds.append(perf_counter() - start)
-    return result, median(seconds)
+@dataclass(frozen=True)
+class Contender:
+    """A policy, and itself under watch (None: nothing is evicted, so nothing can be wrong)."""
+
+    policy: Policy
+    checks: Checks
+    checked: Policy | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """One question under one policy."""
+
+    answer: Answer
+    cache_bytes: int
+    seconds: float  # from the end of the text to the first token: question and eviction
+    evict_seconds: float = 0.0  # of which choosing and gathering, all layers
+    eager_seconds: float | None = None  # the same by the paper-style code
+    choices: Sequence[Any] = ()  # what was kept, one a layer
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question; results by the policy's name."""
+
+    needle: Needle
+    ids: list[int]
+    results: dict[str, Result]
+
+
+@dataclass
+class Run:
+    """Everything the report and the pictures are made of."""
+
+    budget: int
+    prefill_tokens: int
+    prefill_seconds: float
+    asked: list[Asked] = field(default_factory=list)
+    agreements: dict[str, Agreement] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything that was kept is right."""
+        return all(agreement.passed for agreement in self.agreements.values())
 
 
 def common_prefix(sequences: Sequence[list[int]]) -> int:
-    """How many tokens all sequences start with; at least one of each is left over."""
+    """How many tokens all sequences start with; ``LEAST_REST`` of each are left over."""
     same = takewhile(lambda column: len(set(column)) == 1, zip(*sequences, strict=False))
-    return min(sum(1 for _ in same), *(len(sequence) - 1 for sequence in sequences))
+    return min(sum(1 for _ in same), *(len(sequence) - LEAST_REST for sequence in sequences))
 
 
-def ask(model: ChatModel, needle: Needle, ids: list[int], prompt: Prefilled, budget: int) -> Asked:
-    """Answer one question from the full and from the evicted cache, with all measurements."""
-    layers = [
-        (prompt.queries[index], layer.keys, layer.values)
-        for index, layer in enumerate(prompt.cache.layers)
-    ]
+def load_chat(dtype: torch.dtype, weights: str, console: Console) -> tuple[Chat, LookaheadModules]:
+    """The model and its lookahead modules, with a line about how long that took.
 
-    def evict() -> tuple[EvictableCache, list[Evicted]]:
-        cache = prompt.cache.fork()
-        return cache, cache.evict(prompt.queries, budget)
-
-    def evict_eagerly() -> list[Tensor]:
-        # This code drops the observation entries, so it is asked for what ours chooses.
-        return [eager_score_and_evict(*layer, budget - NUM_OBSERVATION)[2] for layer in layers]
-
-    (cache, evicted), evict_seconds = timed(evict, TIMING_REPEATS)
-    eager, eager_seconds = timed(evict_eagerly, TIMING_REPEATS)
-    agreement = Agreement()
-    for layer, ours, theirs in zip(layers, evicted, eager, strict=True):
-        agreement += check_layer(*layer, ours, theirs, budget)
-    return Asked(
-        needle=needle,
-        full_bytes=prompt.cache.nbytes(),
-        evicted_bytes=cache.nbytes(),
-        full=model.generate(ids, prompt.logits, prompt.cache.fork(), MAX_NEW_TOKENS),
-        evicted=model.generate(ids, prompt.logits, cache, MAX_NEW_TOKENS),
-        evict_seconds=evict_seconds,
-        eager_seconds=eager_seconds,
-        agreement=agreement,
-    )
-
-
-def load_model(dtype: torch.dtype, console: Console) -> ChatModel:
-    """SmolLM2, with a line about how long that took."""
-    with console.status("Loading SmolLM2-135M-Instruct"):
-        model, seconds = timed(lambda: ChatModel(dtype, NUM_OBSERVATION))
+    ``FileNotFoundError`` if one of them is missing.
+    """
+    with console.status(f"Loading {MODEL_TITLE}"):
+        (model, tokenizer), seconds = timed(lambda: load(MODEL, dtype=dtype))
+        policy = LookaheadKV.from_pretrained(weights, model).policy
+    assert isinstance(policy, LookaheadPolicy)
     name = str(dtype).removeprefix("torch.")
-    console.print(f"Loaded SmolLM2-135M-Instruct as {name} in {seconds:.1f} s")
-    return model
+    console.print(f"Loaded {MODEL_TITLE} as {name} in {seconds:.1f} s, lookahead modules {weights}")
+    return Chat(model, tokenizer), policy.modules
 
 
-def run_demo(model: ChatModel, options: Options, console: Console) -> Run:
-    """Build the prompts, prefill what they share, then ask each question.
+def contenders(modules: LookaheadModules) -> dict[str, Contender]:
+    """Who is compared, by name, in the order of the report."""
+    lookahead, snapkv, streaming = Checks(), Checks(), Checks()
+    return {
+        FULL: Contender(FullCache(), Checks()),
+        LOOKAHEAD: Contender(
+            LookaheadPolicy(modules), lookahead, CheckedLookahead(modules, lookahead)
+        ),
+        SNAPKV: Contender(SnapKV(), snapkv, CheckedSnapKV(snapkv)),
+        STREAMING: Contender(StreamingLLM(), streaming, CheckedStreamingLLM(streaming)),
+    }
+
+
+def ask(
+    chat: Chat, contender: Contender, ids: list[int], read: int, text: EvictableCache, budget: int
+) -> Result:
+    """Answer one prompt under one policy; ``text`` is the cache of its first ``read`` tokens.
+
+    Two runs, which keep the same: one for the time, one under watch.
+    """
+    rest = torch.tensor([ids[read:]])
+    eviction = Eviction(chat.model, contender.policy)
+    cache, seconds = timed(lambda: eviction.prefill(rest, budget=budget, cache=text.fork()))
+    size = cache.nbytes()  # before the answer adds to it
+    answer = chat.answer(ids, cache, MAX_NEW_TOKENS)
+    if contender.checked is None:
+        return Result(answer, size, seconds)
+    watched = Eviction(chat.model, contender.checked)
+    watched.runner.record = True
+    checks = contender.checks
+    before = len(checks.evict_seconds), len(checks.eager_seconds)
+    choices = watched.prefill(rest, budget=budget, cache=text.fork()).choices
+    ours, eager = checks.evict_seconds[before[0] :], checks.eager_seconds[before[1] :]
+    return Result(answer, size, seconds, sum(ours), sum(eager) if eager else None, choices)
+
+
+def read_text(chat: Chat, ids: list[int], progress: Progress) -> EvictableCache:
+    """The full cache of a text, read in chunks under a progress bar."""
+    eviction = Eviction(chat.model, FullCache())
+    bar = progress.add_task("Prefill, tokens", total=len(ids))
+    cache = None
+    for part in torch.tensor([ids]).split(CHUNK, dim=1):
+        cache = eviction.prefill(part, budget=1.0, cache=cache)
+        progress.advance(bar, part.shape[1])
+    assert cache is not None
+    return cache
+
+
+def prompts_of(chat: Chat, haystack: Haystack) -> list[list[int]]:
+    """A prompt for every question; ``ValueError`` if one is longer than the model reads."""
+    prompts = [
+        chat.ids(haystack.user_message(needle), needle.answer_start) for needle in haystack.asked
+    ]
+    longest = max(map(len, prompts))
+    if longest + MAX_NEW_TOKENS > chat.max_tokens:
+        raise ValueError(f"the prompt has {longest} tokens, the model reads {chat.max_tokens}")
+    return prompts
+
+
+def run_demo(chat: Chat, modules: LookaheadModules, options: Options, console: Console) -> Run:
+    """Build the prompts, prefill what they share, then ask each question under each policy.
 
     ``ValueError`` for a prompt longer than the model reads, or one that cannot be built.
     """
     haystack = build_haystack(
-        options.seed, options.prompt_tokens, options.questions, model.count_tokens
+        options.seed, options.prompt_tokens, options.questions, chat.count_tokens
     )
-    prompts = [
-        model.chat_ids(haystack.user_message(needle), needle.answer_start)
-        for needle in haystack.asked
-    ]
-    longest = max(map(len, prompts))
-    if longest + MAX_NEW_TOKENS > model.max_tokens:
-        raise ValueError(f"the prompt has {longest} tokens, the model reads {model.max_tokens}")
-
+    prompts = prompts_of(chat, haystack)
     shared = common_prefix(prompts)
+    policies = contenders(modules)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(TextColumn("{task.description}"), *columns, console=console) as progress:
-        bar = progress.add_task("Prefill, tokens", total=shared)
-        text, prefill_seconds = timed(
-            lambda: model.prefill(
-                prompts[0][:shared], progress=lambda tokens: progress.advance(bar, tokens)
-            )
-        )
-        bar = progress.add_task("Questions", total=len(prompts))
-        run = Run(longest, options.budget, prefill_seconds, shared)
+        text, seconds = timed(lambda: read_text(chat, prompts[0][:shared], progress))
+        run = Run(options.budget, shared, seconds)
+        bar = progress.add_task("Questions x policies", total=len(prompts) * len(policies))
         for needle, ids in zip(haystack.asked, prompts, strict=True):
-            prompt = model.prefill(ids[shared:], after=text)
-            run.asked.append(ask(model, needle, ids, prompt, options.budget))
-            progress.advance(bar)
+            results = {}
+            for name, contender in policies.items():
+                results[name] = ask(chat, contender, ids, shared, text, options.budget)
+                progress.advance(bar)
+            run.asked.append(Asked(needle, ids, results))
+    run.agreements = {
+        name: contender.checks.agreement
+        for name, contender in policies.items()
+        if contender.checked is not None
+    }
     return run

@@ -1,4 +1,4 @@
-"""The demo's parts on a random model of two layers, and the whole demo once (slow)."""
+"""The demo's parts, the whole of it on a random model, and on the real one (slow)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,63 +15,90 @@ from torch import Tensor
 
 pytest.importorskip("transformers", reason="the demo's packages are not installed")
 pytest.importorskip("rich", reason="the demo's packages are not installed")
+pytest.importorskip("matplotlib", reason="the demo's packages are not installed")
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-sys.path.append(str(EXAMPLES))
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
+sys.path += [str(EXAMPLES), str(ROOT)]
 
 import demo  # noqa: E402
-from demo_cache import EvictableCache, ObservationTail  # noqa: E402
-from demo_model import Answer  # noqa: E402
+from demo_chat import Answer, Chat  # noqa: E402
+from demo_picture import write_pictures  # noqa: E402
 from demo_prompt import FACTS, Needle, build_haystack, prose_paragraphs  # noqa: E402
-from demo_report import Asked, Run, print_report  # noqa: E402
-from demo_run import common_prefix  # noqa: E402
-from demo_verify import Agreement, check_layer, count_common  # noqa: E402
+from demo_report import print_report  # noqa: E402
+from demo_run import (  # noqa: E402
+    FULL,
+    LEAST_REST,
+    LOOKAHEAD,
+    SNAPKV,
+    STREAMING,
+    Asked,
+    Options,
+    Result,
+    Run,
+    common_prefix,
+    run_demo,
+)
+from demo_verify import (  # noqa: E402
+    Agreement,
+    CheckedLookahead,
+    CheckedSnapKV,
+    CheckedStreamingLLM,
+    Checks,
+    compare,
+    count_common,
+)
 from rich.console import Console  # noqa: E402
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM  # noqa: E402
+from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
-ROWS = 8
+from lookaheadkv_kernels.integrations.transformers import Eviction  # noqa: E402
+from lookaheadkv_kernels.integrations.transformers.loading import packaged_gguf  # noqa: E402
+from lookaheadkv_kernels.integrations.transformers.weights import packaged_names  # noqa: E402
+from lookaheadkv_kernels.lookahead import (  # noqa: E402
+    LookaheadConfig,
+    LookaheadModules,
+    ModelShape,
+)
+from lookaheadkv_kernels.policies import FullCache, Kept, LayerCall, Policy  # noqa: E402
+from lookaheadkv_kernels.visual import Selection  # noqa: E402
 
 
 def count_words(text: str) -> int:
     return len(text.split())
 
 
+class Bytes:
+    """A tokenizer whose tokens are the text's bytes."""
+
+    def __call__(self, text: str) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=list(text.encode()))
+
+    def decode(self, ids: Any, **options: Any) -> str:
+        return bytes(int(i) for i in ids).decode("utf-8", errors="replace")
+
+    def apply_chat_template(self, chat: list[dict[str, str]], **options: Any) -> str:
+        return f"<user>{chat[0]['content']}</user><assistant>"
+
+
 @pytest.fixture
-def observation() -> ObservationTail:
-    return ObservationTail(ROWS)
-
-
-def random_model(
-    observation: ObservationTail, layers: int, heads: int, kv_heads: int
-) -> LlamaForCausalLM:
+def chat() -> Chat:
     config = LlamaConfig(
-        vocab_size=64,
+        vocab_size=256,
         hidden_size=48,
         intermediate_size=64,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
         head_dim=8,
-        attn_implementation=observation.register(),
     )
-    return LlamaForCausalLM(config).eval()
+    return Chat(LlamaForCausalLM(config).eval(), Bytes())
 
 
-@pytest.fixture
-def model(observation: ObservationTail) -> LlamaForCausalLM:
-    return random_model(observation, layers=2, heads=6, kv_heads=2)
-
-
-@torch.inference_mode()
-def prefill(
-    model: LlamaForCausalLM, observation: ObservationTail, ids: Tensor, sizes: list[int]
-) -> tuple[EvictableCache, dict[int, Tensor], Tensor]:
-    """(cache, recorded queries, last logits) of a prefill in chunks of the given sizes."""
-    cache, queries = EvictableCache(), {}
-    with observation.recording(queries):
-        for part in ids.split(sizes, dim=1):
-            out = model(part, past_key_values=cache)
-    return cache, queries, out.logits[:, -1]
+def random_modules(chat: Chat) -> LookaheadModules:
+    modules = LookaheadModules(LookaheadConfig(ModelShape.of(chat.model.config)))
+    for parameter in modules.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return modules.requires_grad_(False)
 
 
 # --- prompt ---
@@ -120,159 +148,69 @@ def test_answer_is_right_only_as_a_word(answer: str, right: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sequences", "length"),
-    [([[1, 2, 3], [1, 2, 4]], 2), ([[1, 2], [1, 2, 3]], 1), ([[5, 6, 7]], 2), ([[1], [2]], 0)],
+    ("ends", "more"),
+    [([[1] * 40, [2] * 40], 0), ([[1] * 40, [1] * 9 + [2] * 31], 8), ([[1] * 40], 8)],
 )
-def test_common_prefix_leaves_a_token_of_each(sequences: list[list[int]], length: int) -> None:
-    assert common_prefix(sequences) == length
-
-
-# --- cache and attention ---
-
-
-@pytest.mark.parametrize("sizes", [[50], [20, 20, 10], [43, 7], [45, 4, 1], [1] * 50])
-def test_chunked_prefill_records_the_last_queries_and_all_keys(
-    model: LlamaForCausalLM, observation: ObservationTail, sizes: list[int]
+def test_common_prefix_leaves_the_queries_that_snapkv_needs(
+    ends: list[list[int]], more: int
 ) -> None:
-    ids = torch.randint(64, (1, 50))
-    whole, expected, logits = prefill(model, observation, ids, [50])
-    cache, queries, chunked_logits = prefill(model, observation, ids, sizes)
-    torch.testing.assert_close(chunked_logits, logits)
-    for index, (layer, reference) in enumerate(zip(cache.layers, whole.layers, strict=True)):
-        assert queries[index].shape == (1, 6, ROWS, 8)
-        torch.testing.assert_close(queries[index], expected[index])
-        torch.testing.assert_close(layer.keys, reference.keys)
-        torch.testing.assert_close(layer.values, reference.values)
+    assert LEAST_REST == 32
+    assert common_prefix([[7] * 100 + end for end in ends]) == 100 + more
 
 
-@torch.inference_mode()
-def test_recorded_queries_are_the_ones_attention_uses(
-    model: LlamaForCausalLM, observation: ObservationTail
+# --- checks ---
+
+
+def random_call(window: int, budget: int = 48) -> LayerCall:
+    query, (key, value) = torch.randn(1, 6, window, 8), torch.randn(2, 1, 2, 100, 8)
+    return LayerCall(0, 1, query, key, value, budget, 8**-0.5)
+
+
+def checked_policies(chat: Chat) -> dict[str, tuple[Policy, Checks]]:
+    checks = [Checks() for _ in range(3)]
+    return {
+        LOOKAHEAD: (CheckedLookahead(random_modules(chat), checks[0]), checks[0]),
+        SNAPKV: (CheckedSnapKV(checks[1]), checks[1]),
+        STREAMING: (CheckedStreamingLLM(checks[2]), checks[2]),
+    }
+
+
+@pytest.mark.parametrize("name", [LOOKAHEAD, SNAPKV, STREAMING])
+def test_checks_pass_on_what_the_policy_keeps(name: str, chat: Chat) -> None:
+    policy, checks = checked_policies(chat)[name]
+    for layers in (1, 2):
+        policy.evict(random_call(32))
+        assert checks.agreement == Agreement(2 * layers, 2 * layers, 96 * layers, 96 * layers)
+        assert len(checks.evict_seconds) == layers
+        assert len(checks.eager_seconds) == (0 if name == STREAMING else layers)
+    assert checks.agreement.passed
+
+
+@pytest.mark.parametrize("name", [LOOKAHEAD, SNAPKV, STREAMING])
+@pytest.mark.parametrize("wrong", ["indices", "key", "value"])
+def test_checks_fail_on_one_wrong_entry(
+    name: str, wrong: str, chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Probabilities from them equal those transformers' eager attention returns."""
-    ids = torch.randint(64, (1, 30))
-    cache, queries, _ = prefill(model, observation, ids, [30])
-    model.set_attn_implementation("eager")
-    attentions = model(ids, output_attentions=True).attentions
-    for index, layer in enumerate(cache.layers):
-        keys = layer.keys.repeat_interleave(3, dim=1)
-        logits = queries[index] @ keys.transpose(-1, -2) / 8**0.5
-        causal = torch.ones(ROWS, 30, dtype=torch.bool).tril(30 - ROWS)
-        probabilities = logits.masked_fill(~causal, float("-inf")).softmax(-1)
-        torch.testing.assert_close(probabilities, attentions[index][:, :, -ROWS:])
+    policy, checks = checked_policies(chat)[name]
+    time = Checks.time
+
+    def spoiled(self: Checks, ours: Any, eager: Any) -> Kept:
+        kept = time(self, ours, eager)
+        missing = sorted(set(range(100)) - set(kept.indices[0, 1].tolist()))
+        getattr(kept, wrong)[0, 1, 7] = missing[0] if wrong == "indices" else 1e3
+        return kept
+
+    monkeypatch.setattr(Checks, "time", spoiled)
+    policy.evict(random_call(32))
+    assert (checks.agreement.heads, checks.agreement.exact_heads) == (2, 1)
+    assert not checks.agreement.passed
 
 
-def test_nothing_is_recorded_outside_the_block(
-    model: LlamaForCausalLM, observation: ObservationTail
-) -> None:
-    ids = torch.randint(64, (1, 20))
-    cache, queries, _ = prefill(model, observation, ids, [20])
-    before = queries[0].clone()
-    model(ids[:, :1], past_key_values=cache)
-    assert torch.equal(queries[0], before)
-
-
-def greedy(model: LlamaForCausalLM, ids: Tensor, cache: DynamicCache | EvictableCache) -> Tensor:
-    return model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        past_key_values=cache,
-        max_new_tokens=12,
-        min_new_tokens=12,
-        do_sample=False,
-    )
-
-
-def test_generation_from_a_full_budget_is_the_models_own(
-    model: LlamaForCausalLM, observation: ObservationTail
-) -> None:
-    ids = torch.randint(64, (1, 41))
-    cache, queries, _ = prefill(model, observation, ids[:, :40], [40])
-    cache.evict(queries, budget=40)
-    expected = greedy(model, ids, DynamicCache(config=model.config))
-    assert torch.equal(greedy(model, ids, cache), expected)
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("num_new", [1, 3])
-def test_after_eviction_positions_stay_logical(observation: ObservationTail, num_new: int) -> None:
-    """New tokens see the kept entries and each other, at the positions after the whole prompt.
-
-    Expected: the full cache under a 4-D mask that hides what was dropped; one layer and one KV
-    head, because such a mask is the same for all.
-    """
-    model = random_model(observation, layers=1, heads=3, kv_heads=1)
-    ids = torch.randint(64, (1, 40 + num_new))
-    cache, queries, _ = prefill(model, observation, ids[:, :40], [40])
-    full = cache.fork()
-    (evicted,) = cache.evict(queries, budget=16)
-    assert cache.get_seq_length() == 40
-    assert cache.get_mask_sizes(num_new, 0) == (16 + num_new, 24)
-
-    visible = torch.ones(1, 1, num_new, 40 + num_new, dtype=torch.bool).tril(40)
-    visible[..., :40] = False
-    visible[..., evicted.indices[0, 0].long()] = True
-    new = ids[:, 40:]
-    expected = model(new, past_key_values=full, attention_mask=visible).logits
-    torch.testing.assert_close(model(new, past_key_values=cache).logits, expected)
-    assert cache.layers[0].stored_length == 16 + num_new
-    assert cache.get_seq_length() == 40 + num_new
-
-
-def test_fork_leaves_the_original_alone(
-    model: LlamaForCausalLM, observation: ObservationTail
-) -> None:
-    ids = torch.randint(64, (1, 40))
-    cache, queries, _ = prefill(model, observation, ids, [40])
-    size, keys = cache.nbytes(), cache.layers[1].keys.clone()
-    fork = cache.fork()
-    fork.evict(queries, budget=16)
-    greedy(model, torch.cat([ids, ids[:, :1]], dim=1), fork)
-    assert cache.nbytes() == size == 2 * 2 * 2 * 40 * 8 * 4
-    assert torch.equal(cache.layers[1].keys, keys)
-    assert cache.get_seq_length() == 40
-
-
-def test_crop_is_refused(model: LlamaForCausalLM, observation: ObservationTail) -> None:
-    cache, _, _ = prefill(model, observation, torch.randint(64, (1, 10)), [10])
-    with pytest.raises(NotImplementedError, match="cannot be cropped"):
-        cache.layers[0].crop(-1)
-
-
-def test_reset_starts_again_from_nothing(
-    model: LlamaForCausalLM, observation: ObservationTail
-) -> None:
-    cache, queries, _ = prefill(model, observation, torch.randint(64, (1, 40)), [40])
-    cache.evict(queries, budget=16)
-    cache.reset()
-    assert cache.get_seq_length() == 0
-    assert cache.get_mask_sizes(5, 0) == (5, 0)
-
-
-# --- checks and report ---
-
-
-def evict_random(budget: int) -> tuple[tuple[Tensor, Tensor, Tensor], SimpleNamespace]:
-    layer = (torch.randn(1, 6, ROWS, 8), torch.randn(1, 2, 60, 8), torch.randn(1, 2, 60, 8))
-    names = ("key", "value", "indices", "scores")
-    result = torch.ops.lookaheadkv.score_and_evict(*layer, budget, keep_observation=True)
-    return layer, SimpleNamespace(**dict(zip(names, result, strict=True)))
-
-
-def test_check_passes_on_what_the_op_kept() -> None:
-    layer, evicted = evict_random(20)
-    agreement = check_layer(*layer, evicted, evicted.indices[..., : 20 - ROWS], 20)
-    assert agreement == Agreement(2, 2, 40, 40, 24, 24)
-    assert agreement.passed
-
-
-def test_check_fails_on_one_wrong_entry() -> None:
-    layer, evicted = evict_random(20)
-    kept = set(evicted.indices[0, 1].tolist())
-    evicted.indices[0, 1, 0] = next(j for j in range(60) if j not in kept)
-    agreement = check_layer(*layer, evicted, evicted.indices[..., : 20 - ROWS], 20)
-    assert (agreement.exact_heads, agreement.same) == (1, 39)
-    assert not agreement.passed
+def test_too_few_entries_are_no_exact_head() -> None:
+    call = random_call(32)
+    positions = torch.arange(10, dtype=torch.int32).expand(1, 2, 10)
+    few = Kept(call.key[:, :, :9], call.value[:, :, :9], positions[..., :9])
+    assert compare(call, few, positions, positions) == Agreement(2, 0, 18, 18)
 
 
 def test_bars_are_100_percent_and_three_nines() -> None:
@@ -287,27 +225,71 @@ def test_count_common_ignores_order() -> None:
     assert count_common(a, b) == 5
 
 
+# --- run, report and pictures ---
+
+
+def test_answer_from_a_full_cache_is_the_models_own(chat: Chat) -> None:
+    ids = torch.randint(256, (1, 50))
+    expected = chat.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8)
+    cache = Eviction(chat.model, FullCache()).prefill(ids, budget=1)
+    said: list[Tensor] = []
+    chat.tokenizer.decode = lambda new, **options: said.append(new) or "first\nsecond"
+    assert chat.answer(ids[0].tolist(), cache, 8).text == "first"
+    assert torch.equal(said[0], expected[0, 50:])
+
+
+def test_the_whole_demo_on_a_random_model(chat: Chat, tmp_path: Path) -> None:
+    console = Console(record=True, width=150)
+    run = run_demo(chat, random_modules(chat), Options(40, 1200, 2, 3), console)
+    assert run.passed
+    assert list(run.agreements) == [LOOKAHEAD, SNAPKV, STREAMING]
+    assert len(run.asked) == 2
+    for one in run.asked:
+        full = one.results[FULL].cache_bytes
+        assert full == 2 * 2 * 2 * len(one.ids) * 8 * 4
+        for name in (LOOKAHEAD, SNAPKV, STREAMING):
+            assert one.results[name].cache_bytes == full * 40 // len(one.ids)
+            assert [choice.positions.shape for choice in one.results[name].choices] == [
+                (1, 2, 40)
+            ] * 2
+    print_report(console, run)
+    paths = write_pictures(chat, run, tmp_path / "new", Selection(head=1))
+    assert [path.name for path in paths] == [
+        "question-1.html",
+        "question-1.png",
+        "question-2.html",
+        "question-2.png",
+    ]
+    page = paths[0].read_text()
+    assert page.count("<mark") == 2
+    assert all(name in page for name in (LOOKAHEAD, SNAPKV, STREAMING))
+    assert paths[1].read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_prompt_longer_than_the_model_reads_is_refused(chat: Chat) -> None:
+    with pytest.raises(ValueError, match="the model reads 2048"):
+        run_demo(chat, random_modules(chat), Options(40, 2100, 1, 0), Console(quiet=True))
+
+
 def test_report_shows_answers_costs_and_checks() -> None:
     needle = Needle("animal on the flag", "otter", 0.375)
-    agreement = Agreement(heads=90, exact_heads=89, kept=2000, same=1990, chosen=1000)
-    run = Run(2100, 256, prefill_seconds=2.0, prefill_tokens=2080)
-    run.asked.append(
-        Asked(
-            needle=needle,
-            full=Answer("an otter.", 10.0),
-            evicted=Answer("a mango.", 15.0),
-            full_bytes=100_000_000,
-            evicted_bytes=12_000_000,
-            evict_seconds=0.01,
-            eager_seconds=0.05,
-            agreement=agreement,
-        )
-    )
-    console = Console(record=True, width=140)
+    results = {
+        FULL: Result(Answer("an otter.", 10.0), 100_000_000, 0.2),
+        LOOKAHEAD: Result(Answer("the otter", 15.0), 3_000_000, 0.3, 0.01, 0.05),
+        STREAMING: Result(Answer("a mango.", 15.5), 3_000_000, 0.21, 0.001),
+    }
+    run = Run(64, prefill_tokens=2080, prefill_seconds=2.0, asked=[Asked(needle, [1], results)])
+    run.agreements = {
+        LOOKAHEAD: Agreement(heads=90, exact_heads=89, kept=2000, same=1990),
+        STREAMING: Agreement(heads=90, exact_heads=90, kept=2000, same=2000),
+    }
+    assert not run.passed
+    console = Console(record=True, width=160)
     print_report(console, run)
     text = console.export_text()
-    shown = ["right  an otter.", "wrong  a mango.", "1 of 1", "0 of 1", "38%", "12.0%", "100.0 MB"]
-    shown += ["10.0 ms", "0.50% of prefill", "5.0x ours", "1.50x", "89 of 90", "99.500%", "FAILED"]
+    shown = ["✓ an otter.", "✓ the otter", "✗ a mango.", "1 of 1", "0 of 1", "38%", "2,080 tokens"]
+    shown += ["3.0 MB, 3.0%", "100.0 MB", "10.0 ms", "50.0 ms, 5.0x ours", "300.0 ms", "15.5"]
+    shown += ["89 of 90", "99.500%", "FAILED", "90 of 90", "passed"]
     assert [one for one in shown if one not in text] == []
 
 
@@ -321,6 +303,7 @@ def test_report_shows_answers_costs_and_checks() -> None:
         (["--prompt-tokens", "10"], "--prompt-tokens must be at least 256, got 10"),
         (["--questions", "0"], f"--questions must be in 1..{len(FACTS)}, got 0"),
         (["--dtype", "float16"], "invalid choice"),
+        (["--picture", __file__], "--picture must be a folder"),
     ],
 )
 def test_bad_arguments_are_named(
@@ -343,24 +326,26 @@ def test_old_transformers_is_refused(
 
 
 @pytest.mark.slow
-def test_demo_answers_and_passes_its_checks() -> None:
+def test_demo_answers_and_passes_its_checks(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     pytest.importorskip("accelerate")
-    import demo_model
-
     try:
-        demo_model.find_gguf()
+        packaged_gguf("smollm2-135m-instruct")
     except FileNotFoundError as error:
         pytest.skip(str(error))
+    if "smollm2-135m-instruct" not in packaged_names():
+        pytest.skip("the package has no trained lookahead modules")
+    short = ["--questions", "1", "--prompt-tokens", "600", "--picture", str(tmp_path)]
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / "demo.py"), "--questions", "1", "--prompt-tokens", "600"],
+        [sys.executable, str(EXAMPLES / "demo.py"), *short],
         capture_output=True,
         text=True,
         timeout=600,
-        env={**os.environ, "COLUMNS": "140"},
+        env={**os.environ, "COLUMNS": "160"},
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "90 of 90" in done.stdout
+    assert done.stdout.count("90 of 90") == 3
     assert "FAILED" not in done.stdout
     assert "1 of 1" in done.stdout  # right with the full cache, so the model did read the text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["question-1.html", "question-1.png"]

@@ -1,0 +1,65 @@
+"""Chat prompts for a model, and greedy answers from whatever cache is left of one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from lookaheadkv_kernels.integrations.transformers import EvictableCache
+from lookaheadkv_kernels.integrations.transformers.compat import cache_argument
+
+
+@dataclass
+class Answer:
+    """What the model said, and how fast it decoded."""
+
+    text: str  # up to the first line break: this model seldom ends its turn by itself
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A causal language model with its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+
+    @property
+    def max_tokens(self) -> int:
+        """The model's context length."""
+        return int(self.model.config.max_position_embeddings)
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a piece of text."""
+        return len(self.tokenizer(text).input_ids)
+
+    def ids(self, user_message: str, answer_start: str) -> list[int]:
+        """Token ids of a chat: one user turn, and the assistant's as far as ``answer_start``."""
+        chat = [{"role": "user", "content": user_message}]
+        text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        return list(self.tokenizer(text + answer_start).input_ids)
+
+    def answer(self, ids: list[int], cache: EvictableCache, max_new_tokens: int) -> Answer:
+        """Greedy answer to the prompt ``ids`` from what is left of its cache, which grows.
+
+        As in a serving engine the first token comes from the prefill's logits, all others from the
+        cache.
+        """
+        assert cache.logits is not None
+        first = int(cache.logits.argmax())
+        prompt = torch.tensor([[*ids, first]])
+        start = perf_counter()
+        sequence = self.model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=max_new_tokens - 1,
+            do_sample=False,
+            **{cache_argument(self.model): cache},
+        )
+        seconds = perf_counter() - start
+        decoded = sequence.shape[1] - prompt.shape[1]
+        text = self.tokenizer.decode(sequence[0, len(ids) :], skip_special_tokens=True)
+        return Answer(text.strip().partition("\n")[0], decoded / seconds)
