@@ -6,6 +6,8 @@ import random
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from .ruler.templates import NOISE
+
 NEEDLE = "One of the special magic numbers for {key} is: {value}."
 QUESTION = (
     "Some special magic numbers are hidden within the following text. Make sure to memorize it. I "
@@ -13,9 +15,6 @@ QUESTION = (
     "{key} mentioned in the provided text?"
 )
 ANSWER_START = "The special magic number for {key} mentioned in the provided text is"
-NOISE = (
-    "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-).split(". ")
 
 
 class NeedleSample(NamedTuple):
@@ -28,8 +27,7 @@ class NeedleSample(NamedTuple):
 
 def noise_sentences(rng: random.Random) -> Callable[[int], str]:
     """RULER's haystack of five sentences, over and over."""
-    sentences = [f"{sentence.rstrip('.')}." for sentence in NOISE]
-    return lambda index: sentences[index % len(sentences)]
+    return lambda index: NOISE[index % len(NOISE)]
 
 
 def text_sentences(sentences: list[str], rng: random.Random) -> Callable[[int], str]:

@@ -1,0 +1,76 @@
+"""What a benchmark is to the runner: numbered samples, and a score for what was answered."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Sample(NamedTuple):
+    """A prompt and what its answer is measured by."""
+
+    prompt_ids: list[int]
+    references: tuple[str, ...]
+    max_new_tokens: int
+    facts: dict[str, Any]  # what else scoring needs, and what helps to look at a failure
+
+
+class Task(ABC):
+    """One task of a benchmark.
+
+    Attributes:
+        name: as the command line and result files have it.
+        num_samples: how many there are; None: as many as are asked for.
+        lengths: whether ``length`` matters; else the prompts are as long as they are.
+    """
+
+    name: str
+    num_samples: int | None = None
+    lengths: bool = True
+
+    @abstractmethod
+    def sample(self, length: int, index: int) -> Sample:
+        """Sample ``index`` at ``length`` tokens, room for the answer included.
+
+        Raises:
+            ValueError: ``length`` has no room for it.
+        """
+
+    @abstractmethod
+    def score(self, answers: Sequence[str], sample: Sample) -> float:
+        """How good the answers of all turns are, from 0 to 1."""
+
+    def follow_up(self, sample: Sample, answers: Sequence[str]) -> list[int] | None:
+        """The prompt of the next turn after these answers; None: there is none."""
+        return None
+
+    def source(self) -> dict[str, str]:
+        """What the samples are made from, e.g. the checksums of its files."""
+        return {}
+
+
+def encode_prompt(
+    tokenizer: Any, user: str | Sequence[dict[str, str]], answer_start: str = ""
+) -> list[int]:
+    """Token ids of a user's turn (or a whole chat) and of the first words of the answer.
+
+    Models without a chat template continue the plain text.
+    """
+    chat = [{"role": "user", "content": user}] if isinstance(user, str) else list(user)
+    if getattr(tokenizer, "chat_template", None):
+        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        return list(tokenizer(text + answer_start, add_special_tokens=False).input_ids)
+    text = "\n\n".join(message["content"] for message in chat)
+    return list(tokenizer(text + answer_start).input_ids)
+
+
+def read_text(path: str | Path) -> str:
+    """A UTF-8 file; ``ValueError`` naming file and line if it is none."""
+    raw = Path(path).read_bytes()
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason})") from error
