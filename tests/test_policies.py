@@ -13,6 +13,7 @@ from policy_calls import (
     batch_of,
     decoded,
     dense,
+    draft_model,
     kept_by,
     policy_of,
     target,
@@ -262,3 +263,34 @@ def test_names():
         make_policy("snap")
     with pytest.raises(TypeError, match="draft_model"):
         make_policy("speckv")
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("snapkv", {"window": 0}, "window must be >= 1, got 0"),
+        ("adakv", {"window": 0}, "window must be >= 1, got 0"),
+        ("adakv", {"pool_kernel": 4}, "pool_kernel must be odd and positive, got 4"),
+        ("adakv", {"floor_ratio": 1.5}, r"floor_ratio must be in \[0, 1\], got 1.5"),
+        ("pyramidkv", {"beta": 0}, "beta must be >= 1, got 0"),
+        ("streaming_llm", {"num_sink": -1}, "num_sink must be >= 0, got -1"),
+        ("h2o", {"num_recent": -1}, "num_recent must be >= 0, got -1"),
+        ("laq", {"window": -1}, "window must be >= 0, got -1"),
+        ("laq", {"draft_tokens": 0}, "draft_tokens must be >= 1, got 0"),
+        ("speckv", {"draft_model": None, "draft_tokens": 0}, "draft_tokens must be >= 1, got 0"),
+        ("oracle", {"max_tokens": 0}, "max_tokens must be >= 1, got 0"),
+    ],
+)
+def test_options_that_mean_nothing(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_policy(name, **options)
+
+
+@pytest.mark.parametrize("name", ["laq", "speckv"])
+def test_a_draft_may_choose_alone(name):
+    """Without a window nothing is pinned: the budget is met, and no head has to end at the end."""
+    options = {"draft_model": draft_model()} if name == "speckv" else {"draft_window": WINDOW}
+    policy = make_policy(name, window=0, draft_tokens=DRAFT, **options)
+    kept = kept_by(Eviction(target(2), policy).prefill(torch.tensor([text(70)]), budget=12))
+    assert all(len(head) == 12 for layer in kept for head in layer)
+    assert any(head[-1] < 69 for layer in kept for head in layer)

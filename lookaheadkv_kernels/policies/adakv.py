@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import column_scores, gather_kv, select
-from .base import Kept, LayerCall, Policy
+from .base import Kept, LayerCall, Policy, check_at_least
 from .scoring import check_window, everything
 
 
@@ -34,6 +34,9 @@ class AdaKV(Policy):
     def __init__(self, *, window: int = 32, pool_kernel: int = 7, floor_ratio: float = 0.2) -> None:
         if not 0.0 <= floor_ratio <= 1.0:
             raise ValueError(f"floor_ratio must be in [0, 1], got {floor_ratio}")
+        check_at_least("window", window, 1)
+        if pool_kernel < 1 or pool_kernel % 2 == 0:
+            raise ValueError(f"pool_kernel must be odd and positive, got {pool_kernel}")
         self.window = window
         self.pool_kernel = pool_kernel
         self.floor_ratio = floor_ratio

@@ -99,6 +99,16 @@ class Policy(ABC):
         return runner.one_pass(self, prompt, budget, cache=cache)
 
 
+def check_at_least(name: str, value: int, least: int) -> None:
+    """Refuse an option below what it can mean anything at.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if value < least:
+        raise ValueError(f"{name} must be >= {least}, got {value}")
+
+
 def check_budget(budget: Budget, num_layers: int) -> None:
     """Refuse a budget that no prompt could have.
 

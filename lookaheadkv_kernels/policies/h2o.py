@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ops import gather_kv, select
-from .base import Kept, LayerCall, Policy
+from .base import Kept, LayerCall, Policy, check_at_least
 from .scoring import causal_column_sums
 
 
@@ -28,8 +28,7 @@ class H2O(Policy):
     watches: ClassVar[bool] = True
 
     def __init__(self, *, num_recent: int = 32) -> None:
-        if num_recent < 0:
-            raise ValueError(f"num_recent must be >= 0, got {num_recent}")
+        check_at_least("num_recent", num_recent, 0)
         self.num_recent = num_recent
 
     def start(self, num_layers: int) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from .base import Budget, Kept, LayerCall, Policy
+from .base import Budget, Kept, LayerCall, Policy, check_at_least
 from .scoring import keep_best_and_window, unmasked_scores
 from .snapkv import SnapKV
 
@@ -37,8 +37,8 @@ class LAQ(Policy):
         draft_window: int = 32,
         pool_kernel: int = 7,
     ) -> None:
-        if draft_tokens < 1:
-            raise ValueError(f"draft_tokens must be >= 1, got {draft_tokens}")
+        check_at_least("window", window, 0)
+        check_at_least("draft_tokens", draft_tokens, 1)
         self.window = max(window, draft_window)
         self.scoring_window = window
         self.draft_tokens = draft_tokens

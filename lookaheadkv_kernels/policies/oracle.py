@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from ..ops import score_and_evict
-from .base import Budget, Kept, LayerCall, Policy
+from .base import Budget, Kept, LayerCall, Policy, check_at_least
 
 
 class Oracle(Policy):
@@ -33,8 +33,7 @@ class Oracle(Policy):
         responses: Sequence[Sequence[int]] | None = None,
         pool_kernel: int = 1,
     ) -> None:
-        if max_tokens < 1:
-            raise ValueError(f"max_tokens must be >= 1, got {max_tokens}")
+        check_at_least("max_tokens", max_tokens, 1)
         if responses is not None and not all(len(response) for response in responses):
             raise ValueError("responses must not be empty")
         self.max_tokens = max_tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from .base import check_at_least
 from .snapkv import SnapKV
 
 
@@ -34,8 +35,7 @@ class PyramidKV(SnapKV):
         beta: int = 20,
         exact_total: bool = False,
     ) -> None:
-        if beta < 1:
-            raise ValueError(f"beta must be >= 1, got {beta}")
+        check_at_least("beta", beta, 1)
         super().__init__(window=window, pool_kernel=pool_kernel)
         self.beta = beta
         self.exact_total = exact_total

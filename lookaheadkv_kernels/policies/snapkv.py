@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from ..ops import score_and_evict
-from .base import Kept, LayerCall, Policy
+from .base import Kept, LayerCall, Policy, check_at_least
 
 
 class SnapKV(Policy):
@@ -19,6 +19,7 @@ class SnapKV(Policy):
     name: ClassVar[str] = "snapkv"
 
     def __init__(self, *, window: int = 32, pool_kernel: int = 7) -> None:
+        check_at_least("window", window, 1)
         self.window = window
         self.pool_kernel = pool_kernel
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from ..ops import column_scores
-from .base import Budget, Kept, LayerCall, Policy
+from .base import Budget, Kept, LayerCall, Policy, check_at_least
 from .scoring import keep_best_and_window
 
 
@@ -30,8 +30,8 @@ class SpecKV(Policy):
     def __init__(
         self, draft_model: Any, *, window: int = 32, draft_tokens: int = 32, pool_kernel: int = 7
     ) -> None:
-        if draft_tokens < 1:
-            raise ValueError(f"draft_tokens must be >= 1, got {draft_tokens}")
+        check_at_least("window", window, 0)
+        check_at_least("draft_tokens", draft_tokens, 1)
         self.draft_model = draft_model
         self.window = window
         self.draft_tokens = draft_tokens

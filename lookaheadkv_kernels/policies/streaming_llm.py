@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 
 from ..ops import gather_kv, select
-from .base import Kept, LayerCall, Policy
+from .base import Kept, LayerCall, Policy, check_at_least
 
 
 class StreamingLLM(Policy):
@@ -21,8 +21,7 @@ class StreamingLLM(Policy):
     handles_padding: ClassVar[bool] = True
 
     def __init__(self, *, num_sink: int = 4) -> None:
-        if num_sink < 0:
-            raise ValueError(f"num_sink must be >= 0, got {num_sink}")
+        check_at_least("num_sink", num_sink, 0)
         self.num_sink = num_sink
 
     def evict(self, call: LayerCall) -> Kept:
