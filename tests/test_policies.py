@@ -294,3 +294,26 @@ def test_a_draft_may_choose_alone(name):
     kept = kept_by(Eviction(target(2), policy).prefill(torch.tensor([text(70)]), budget=12))
     assert all(len(head) == 12 for layer in kept for head in layer)
     assert any(head[-1] < 69 for layer in kept for head in layer)
+
+
+@pytest.mark.parametrize("name", TRANSCRIBED)
+def test_generate(name):
+    """Greedy, token for token what the dense model with the same cut writes."""
+    tokens = text(60)
+    cut = Cut(60, transcribed(name, dense(2), tokens, 20))
+    out = Eviction(target(2), policy_of(name)).generate(
+        torch.tensor([tokens]), budget=20, max_new_tokens=5, do_sample=False
+    )
+    assert out[0, 60:].tolist() == dense(2).greedy(tokens, 5, [cut])
+
+
+def test_a_model_may_draft_for_itself():
+    """Also within generate; without window and pooling SpecKV is then the oracle."""
+    model, ids = target(2), torch.tensor([text(60)])
+    alone = make_policy("speckv", draft_model=model, window=0, pool_kernel=1, draft_tokens=DRAFT)
+    options = {"budget": 20, "max_new_tokens": 5, "do_sample": False}
+    evictions = Eviction(model, alone), Eviction(model, policy_of("oracle"))
+    first, second = (eviction.generate(ids, **options) for eviction in evictions)
+    assert torch.equal(first, second)
+    first, second = (kept_by(eviction.prefill(ids, budget=20)) for eviction in evictions)
+    assert first == second
