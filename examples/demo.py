@@ -122,12 +122,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
     selection = Selection(args.layer, args.head)
     try:
+        args.picture.mkdir(parents=True, exist_ok=True)  # a bad path is known before the work
         chat, modules = load_chat(getattr(torch, args.dtype), args.weights, console)
         config = chat.model.config
         selection.check(config.num_hidden_layers, config.num_key_value_heads)
         options = Options(args.budget, args.prompt_tokens, args.questions, args.seed)
         run = run_demo(chat, modules, options, console)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2
     print_report(console, run)

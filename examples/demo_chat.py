@@ -36,30 +36,34 @@ class Chat:
         """Tokens of a piece of text."""
         return len(self.tokenizer(text).input_ids)
 
-    def ids(self, user_message: str, answer_start: str) -> list[int]:
-        """Token ids of a chat: one user turn, and the assistant's as far as ``answer_start``."""
+    def ids(self, user_message: str) -> list[int]:
+        """Token ids of a chat: one user turn, and the head of the assistant's."""
         chat = [{"role": "user", "content": user_message}]
         text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        return list(self.tokenizer(text + answer_start).input_ids)
+        return list(self.tokenizer(text).input_ids)
 
-    def answer(self, ids: list[int], cache: EvictableCache, max_new_tokens: int) -> Answer:
-        """Greedy answer to the prompt ``ids`` from what is left of its cache, which grows.
+    def answer(
+        self, ids: list[int], cache: EvictableCache, answer_start: str, max_new_tokens: int
+    ) -> Answer:
+        """Go on greedily after the prompt ``ids`` and ``answer_start``.
 
-        As in a serving engine the first token comes from the prefill's logits, all others from the
-        cache.
+        Args:
+            ids: of the prompt.
+            cache: what is left of the prompt; it grows.
+            answer_start: words put into the model's mouth. They are read after the eviction, so
+                that no word of the answer was chosen with more than is left.
+            max_new_tokens: of the answer.
         """
-        assert cache.logits is not None
-        first = int(cache.logits.argmax())
-        prompt = torch.tensor([[*ids, first]])
+        prompt = torch.tensor([[*ids, *self.tokenizer(answer_start).input_ids]])
         start = perf_counter()
         sequence = self.model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
-            max_new_tokens=max_new_tokens - 1,
+            max_new_tokens=max_new_tokens,
             do_sample=False,
             **{cache_argument(self.model): cache},
         )
         seconds = perf_counter() - start
-        decoded = sequence.shape[1] - prompt.shape[1]
-        text = self.tokenizer.decode(sequence[0, len(ids) :], skip_special_tokens=True)
-        return Answer(text.strip().partition("\n")[0], decoded / seconds)
+        new = sequence[0, prompt.shape[1] :]
+        text = self.tokenizer.decode(new, skip_special_tokens=True)
+        return Answer(text.strip().partition("\n")[0], len(new) / seconds)

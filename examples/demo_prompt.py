@@ -41,7 +41,7 @@ class Needle:
 
     @property
     def answer_start(self) -> str:
-        """The answer up to the fact, which is given, as in the RULER benchmark."""
+        """The answer up to the fact, which is given, much as in the RULER benchmark."""
         return f"The {self.subject} is"
 
     def answered_by(self, answer: str) -> bool:

@@ -30,6 +30,7 @@ MODEL = "smollm2-135m-instruct"
 MODEL_TITLE = "SmolLM2-135M-Instruct"
 FULL, LOOKAHEAD, SNAPKV, STREAMING = "full cache", "LookaheadKV", "SnapKV", "StreamingLLM"
 MAX_NEW_TOKENS = 12
+MAX_ANSWER_TOKENS = 32  # with the words that it is started with
 CHUNK = 256
 # What is read for each question by itself: SnapKV scores with the queries of that many tokens.
 LEAST_REST = 32
@@ -60,7 +61,7 @@ class Result:
 
     answer: Answer
     cache_bytes: int
-    seconds: float  # from the end of the text to the first token: question and eviction
+    seconds: float  # from the end of the text until the cache is cut
     evict_seconds: float = 0.0  # of which choosing and gathering, all layers
     eager_seconds: float | None = None  # the same by the paper-style code
     choices: Sequence[Any] = ()  # what was kept, one a layer
@@ -125,7 +126,13 @@ def contenders(modules: LookaheadModules) -> dict[str, Contender]:
 
 
 def ask(
-    chat: Chat, contender: Contender, ids: list[int], read: int, text: EvictableCache, budget: int
+    chat: Chat,
+    contender: Contender,
+    needle: Needle,
+    ids: list[int],
+    read: int,
+    text: EvictableCache,
+    budget: int,
 ) -> Result:
     """Answer one prompt under one policy; ``text`` is the cache of its first ``read`` tokens.
 
@@ -135,7 +142,7 @@ def ask(
     eviction = Eviction(chat.model, contender.policy)
     cache, seconds = timed(lambda: eviction.prefill(rest, budget=budget, cache=text.fork()))
     size = cache.nbytes()  # before the answer adds to it
-    answer = chat.answer(ids, cache, MAX_NEW_TOKENS)
+    answer = chat.answer(ids, cache, needle.answer_start, MAX_NEW_TOKENS)
     if contender.checked is None:
         return Result(answer, size, seconds)
     watched = Eviction(chat.model, contender.checked)
@@ -161,11 +168,9 @@ def read_text(chat: Chat, ids: list[int], progress: Progress) -> EvictableCache:
 
 def prompts_of(chat: Chat, haystack: Haystack) -> list[list[int]]:
     """A prompt for every question; ``ValueError`` if one is longer than the model reads."""
-    prompts = [
-        chat.ids(haystack.user_message(needle), needle.answer_start) for needle in haystack.asked
-    ]
+    prompts = [chat.ids(haystack.user_message(needle)) for needle in haystack.asked]
     longest = max(map(len, prompts))
-    if longest + MAX_NEW_TOKENS > chat.max_tokens:
+    if longest + MAX_ANSWER_TOKENS > chat.max_tokens:
         raise ValueError(f"the prompt has {longest} tokens, the model reads {chat.max_tokens}")
     return prompts
 
@@ -189,7 +194,7 @@ def run_demo(chat: Chat, modules: LookaheadModules, options: Options, console: C
         for needle, ids in zip(haystack.asked, prompts, strict=True):
             results = {}
             for name, contender in policies.items():
-                results[name] = ask(chat, contender, ids, shared, text, options.budget)
+                results[name] = ask(chat, contender, needle, ids, shared, text, options.budget)
                 progress.advance(bar)
             run.asked.append(Asked(needle, ids, results))
     run.agreements = {

@@ -229,13 +229,27 @@ def test_count_common_ignores_order() -> None:
 
 
 def test_answer_from_a_full_cache_is_the_models_own(chat: Chat) -> None:
-    ids = torch.randint(256, (1, 50))
+    prompt, start = torch.randint(256, (1, 50)), "The café is"
+    ids = torch.cat([prompt, torch.tensor([list(start.encode())])], dim=1)
     expected = chat.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8)
-    cache = Eviction(chat.model, FullCache()).prefill(ids, budget=1)
+    cache = Eviction(chat.model, FullCache()).prefill(prompt, budget=1)
     said: list[Tensor] = []
     chat.tokenizer.decode = lambda new, **options: said.append(new) or "first\nsecond"
-    assert chat.answer(ids[0].tolist(), cache, 8).text == "first"
-    assert torch.equal(said[0], expected[0, 50:])
+    assert chat.answer(prompt[0].tolist(), cache, start, 8).text == "first"
+    assert torch.equal(said[0], expected[0, ids.shape[1] :])
+
+
+def test_no_word_of_an_answer_comes_from_more_than_what_is_left(chat: Chat) -> None:
+    """Prompts that differ only in what was evicted get one answer."""
+    said = []
+    for middle in (b"a", b"b"):
+        ids = list(b"start" + 60 * middle)
+        cache = Eviction(chat.model, FullCache()).prefill(torch.tensor([ids]), budget=1)
+        for layer in cache.layers:
+            layer.keys, layer.values = layer.keys[:, :, :5], layer.values[:, :, :5]
+            layer.kept_positions = layer.kept_positions[:, :, :5]
+        said.append(chat.answer(ids, cache, "The", 8).text)
+    assert said[0] == said[1]
 
 
 def test_the_whole_demo_on_a_random_model(chat: Chat, tmp_path: Path) -> None:

@@ -1,4 +1,12 @@
-"""Pictures of what eviction keeps: the prompt as text with the kept tokens coloured, and a PNG."""
+"""Pictures of what eviction keeps: the prompt as text with the kept tokens coloured, and a PNG.
+
+With ``lkv`` an eviction of ``integrations.transformers``, for one prompt ``ids`` [1, N]::
+
+    lkv.runner.record = True
+    cache = lkv.prefill(ids, budget=64)
+    view = PolicyView.from_choices("LookaheadKV", cache.choices)
+    write_html(Path("kept.html"), Picture(split_pieces(tokenizer, ids[0].tolist()), [view]))
+"""
 
 from .figure import write_png
 from .page import write_html

@@ -9,7 +9,7 @@
   const rowsPerPolicy = data.layers * data.heads;
 
   const bytesOf = (base64) => Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
-  const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)} %`;
+  const percent = (share) => `${share > 0 && share < 0.1 ? (100 * share).toPrecision(2) : Math.round(100 * share)} %`;
   const number = (n) => n.toLocaleString("en");
   const variable = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -52,13 +52,13 @@
     return { share, score, best: score.reduce((a, b) => Math.max(a, b), 0) };
   }
 
-  /** 0: nobody keeps it; 1 to 8. Shares go by their root, scores by halves of the best one. */
+  /** 0: nobody keeps it; 1 to 8. Shares go by their root, scores by quarters of the best one. */
   function levelOf(summary, token, byScore) {
     const share = summary.share[token];
     if (share === 0) return 0;
     if (!byScore) return Math.min(LEVELS, Math.ceil(LEVELS * Math.sqrt(share) - 1e-3));
     const score = summary.score[token];
-    return score > 0 ? Math.max(1, LEVELS + Math.ceil(Math.log2(score / summary.best) - 1e-3)) : 1;
+    return score > 0 ? Math.max(1, LEVELS + Math.ceil(Math.log2(score / summary.best) / 2 - 1e-3)) : 1;
   }
 
   // --- Columns ---
@@ -238,7 +238,7 @@
       const swatch = document.createElement("i");
       swatch.className = `k${level}`;
       swatch.title = byScore
-        ? `score up to ${percent(2 ** (level - LEVELS))} of the best`
+        ? `score up to ${percent(4 ** (level - LEVELS))} of the best`
         : `up to ${percent((level / LEVELS) ** 2)} of the selected heads keep it`;
       swatches.push(swatch);
     }
