@@ -46,6 +46,11 @@ def register(base: str) -> str:
     ) -> tuple[Tensor, Tensor | None]:
         place = getattr(key, LAYER_ATTRIBUTE, None)
         if place is None:
+            if isinstance(attention_mask, StepMask):
+                raise RuntimeError(
+                    f"{type(module).__name__} did not pass its keys through the cache; in "
+                    "training mode gradient checkpointing does that: call model.eval()"
+                )
             result: tuple[Tensor, Tensor | None] = _base_attention(base, module)(
                 module, query, key, value, attention_mask, **kwargs
             )

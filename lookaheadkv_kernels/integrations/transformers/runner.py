@@ -127,11 +127,6 @@ class Runner:
         else:
             rows = torch.tensor([keep], device=inputs["position_ids"].device)
             out = self.model(**arguments, logits_to_keep=rows).logits[:, -1]
-        if len(cache) != self.num_layers:
-            raise RuntimeError(
-                f"the model filled {len(cache)} of {self.num_layers} layers of the cache; in "
-                "training mode with gradient checkpointing it uses none: call model.eval()"
-            )
         return out
 
     def _with_lookahead(self, prompt: Prompt, modules: LookaheadModules) -> dict[str, Any]:
