@@ -9,7 +9,7 @@ import pytest
 import torch
 from eviction_model import attached, kept_heads, modules_of, text, tiny
 from torch import nn
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig
 
 from lookaheadkv_kernels.integrations.transformers import Eviction, LookaheadKV
 from lookaheadkv_kernels.policies import FullCache, SnapKV
@@ -125,6 +125,11 @@ def test_options_in_the_models_own_generation_config(lkv: Any) -> None:
     lkv.model.generation_config.prefill_chunk_size = 8
     with pytest.raises(ValueError, match="prefill_chunk_size=8"):
         lkv.generate(IDS, budget=8, max_new_tokens=3)
+    lkv.model.generation_config.prefill_chunk_size = None
+    config = GenerationConfig(max_new_tokens=3, prefill_chunk_size=9)
+    with lkv.evicting(8), pytest.raises(ValueError, match="prefill_chunk_size=9"):
+        lkv.model.generate(IDS, config)
+    assert lkv.runs == 0
 
 
 def test_assisted_generation(lkv: Any) -> None:
@@ -185,7 +190,7 @@ def test_caches_of_other_kinds_and_sizes(lkv: Any) -> None:
     with pytest.raises(ValueError, match="input_ids has 2 rows, the cache 1"):
         lkv.prefill(IDS.expand(2, -1), budget=8, cache=cache)
     with pytest.raises(ValueError, match=r"the prompt is empty: input_ids \[1, 0\]"):
-        lkv.generate(IDS, budget=8, **{lkv.runner._cache_argument: cache})
+        lkv.generate(IDS, budget=8, max_new_tokens=2, **{lkv.runner._cache_argument: cache})
     mask = torch.ones(1, 1, 1, 31)
     with pytest.raises(ValueError, match=r"2-D attention masks \[B, tokens\], got \[1, 1, 1, 31\]"):
         lkv.model(

@@ -210,7 +210,7 @@ class Eviction:
 
         @functools.wraps(plain_generate)
         def generate(*args: Any, **kwargs: Any) -> Any:
-            check_generate(self.model, **kwargs)
+            check_generate(self.model, *args[1:2], **kwargs)
             return plain_generate(*args, **kwargs)
 
         with replaced(self.model, forward=forward, generate=generate):
