@@ -115,6 +115,14 @@ def test_short_prompts() -> None:
     assert [layer.stored_length for layer in cache.layers] == [1] * 3
 
 
+def test_positions_of_ones_own() -> None:
+    model = tiny()
+    ids, positions = text(60), torch.arange(60)[None] * 3 + 40
+    caches = [attached(model, **way).prefill(ids, budget=9, position_ids=positions) for way in WAYS]
+    assert all(kept_heads(cache) == kept_heads(caches[0]) for cache in caches)
+    assert kept_heads(caches[0]) != kept_heads(attached(model).prefill(ids, budget=9))
+
+
 def test_ratios_round_up_and_layers_may_differ() -> None:
     lkv = attached(tiny())
     cache = lkv.prefill(text(41), budget=0.1)

@@ -106,6 +106,7 @@ def test_prompts(lkv: Any, inputs: dict[str, Any], message: str) -> None:
         ({"cache_implementation": "static"}, "cache_implementation='static'"),
         ({"cache_implementation": "offloaded"}, "cache_implementation='offloaded'"),
         ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens=3"),
+        ({"guidance_scale": 1.5}, "guidance_scale"),
         ({"cache": DynamicCache()}, "cannot go on from a DynamicCache"),
         ({"output_attentions": True, "return_dict_in_generate": True}, "output_attentions"),
         ({"output_hidden_states": True, "return_dict_in_generate": True}, "output_hidden_states"),

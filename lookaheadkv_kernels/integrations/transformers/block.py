@@ -9,22 +9,17 @@ from typing import Any
 
 _THREAD = "lookaheadkv_thread"
 
-_NO_CROP = "assisted generation takes tokens back, and an evicted cache cannot be cropped"
+_NO_CROP = "assisted generation takes tokens back, which an evicted cache cannot"
 
 # Options of `generate`: the values that eviction can serve, and what to do about all others.
 SERVED: dict[str, tuple[tuple[Any, ...], str]] = {
     "use_cache": ((True,), "without a cache there is nothing to evict"),
-    "prefill_chunk_size": (
-        (),
-        "every chunk would be a prompt by itself; attach with chunk= instead",
-    ),
+    "prefill_chunk_size": ((), "every chunk would be a prompt; attach with chunk= instead"),
     "cache_implementation": (("dynamic",), "eviction brings its own cache"),
-    "assistant_model": ((), "assisted generation takes back tokens that eviction has scored"),
-    "prompt_lookup_num_tokens": (
-        (),
-        "assisted generation takes back tokens that eviction has scored",
-    ),
-    "assistant_early_exit": ((), "assisted generation takes back tokens that eviction has scored"),
+    "assistant_model": ((), _NO_CROP),
+    "prompt_lookup_num_tokens": ((), _NO_CROP),
+    "assistant_early_exit": ((), _NO_CROP),
+    "guidance_scale": ((1,), "it runs the model a second time, on a prompt of its own"),
 }
 
 
@@ -34,17 +29,12 @@ def check_generate(model: Any, generation_config: Any = None, **options: Any) ->
     Raises:
         ValueError: an option has a value that eviction cannot serve.
     """
+    configs = (generation_config, model.generation_config)
     for name, (served, reason) in SERVED.items():
-        places = (
-            options.get(name),
-            *(
-                getattr(config, name, None)
-                for config in (generation_config, model.generation_config)
-            ),
-        )
-        value = next((value for value in places if value is not None), None)
+        places = [getattr(config, name, None) for config in configs]
+        value = next((v for v in (options.get(name), *places) if v is not None), None)
         if value is not None and value not in served:
-            shown = value if isinstance(value, bool | int | str) else type(value).__name__
+            shown = value if isinstance(value, bool | float | int | str) else type(value).__name__
             raise ValueError(f"{name}={shown!r} is not available while eviction is on: {reason}")
 
 

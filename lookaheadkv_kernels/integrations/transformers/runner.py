@@ -148,17 +148,20 @@ class Runner:
         }
 
     def lookahead_pass(
-        self, cache: EvictableCache, modules: LookaheadModules, observer: Observer
+        self,
+        cache: EvictableCache,
+        modules: LookaheadModules,
+        observer: Observer,
+        last: Tensor,  # [B, 1] int64
     ) -> None:
-        """The lookahead rows alone over a finished prompt's cache."""
-        lengths = cache.layers[0].row_lengths()
+        """The lookahead rows alone over a finished prompt's cache, behind positions ``last``."""
         empty = Prompt(
             None,
-            modules.embeddings.new_empty(len(lengths), 0, modules.config.model.hidden_size).to(
+            modules.embeddings.new_empty(len(last), 0, modules.config.model.hidden_size).to(
                 self.model.device, self.model.dtype
             ),
             None,
-            (lengths - 1)[:, None],
+            last,
         )
         inputs = self._with_lookahead(empty, modules)
         inputs["position_ids"] = inputs["position_ids"][:, 1:]
@@ -285,5 +288,6 @@ class Runner:
             logits = self.forward(part, cache, observer=cut(stop - start, rows), modules=modules)
         else:
             logits = self.forward(part, cache)
-            self.lookahead_pass(cache, modules, cut(0, modules.config.num_lookahead))
+            observer = cut(0, modules.config.num_lookahead)
+            self.lookahead_pass(cache, modules, observer, prompt.position_ids[:, -1:])
         return Prefilled(cache, logits, choices)
