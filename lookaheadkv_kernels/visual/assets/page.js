@@ -11,7 +11,16 @@
   const bytesOf = (base64) => Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
   const percent = (share) => `${share > 0 && share < 0.1 ? (100 * share).toPrecision(2) : Math.round(100 * share)} %`;
   const number = (n) => n.toLocaleString("en");
-  const variable = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+  // Colours and sizes are read before anything changes: reading them later would make the browser
+  // lay the whole text out in between.
+  const theme = {};
+  const readTheme = () => {
+    const style = getComputedStyle(document.documentElement);
+    for (const name of ["panel", "line", "here", "k6", "m0", "m1", "m2"]) {
+      theme[name] = style.getPropertyValue(`--${name}`).trim();
+    }
+  };
 
   // --- What was kept ---
 
@@ -116,7 +125,8 @@
       const level = overPiece(index, (token) => levelOf(column.summary, token, byScore));
       if (level === column.levels[index]) return;
       column.levels[index] = level;
-      for (let k = 1; k <= LEVELS; k++) piece.classList.toggle(`k${k}`, k === level);
+      const cursor = index === here ? " here" : "";
+      piece.className = level ? `k${level}${cursor}` : cursor.trim();
     });
   }
 
@@ -142,7 +152,7 @@
   function paintMap(column, rows) {
     const { canvas, policy, summary } = column;
     const scale = window.devicePixelRatio || 1;
-    const width = Math.max(1, Math.round(canvas.clientWidth * scale));
+    const width = Math.max(1, Math.round(column.width * scale));
     const [band, map, bars] = [MARKS_HEIGHT, ROWS_HEIGHT, BARS_HEIGHT].map((h) => Math.round(h * scale));
     const whole = band + map + bars;
     canvas.style.height = `${MARKS_HEIGHT + ROWS_HEIGHT + BARS_HEIGHT}px`;
@@ -151,36 +161,54 @@
     picture.height = canvas.height = whole;
     const context = picture.getContext("2d");
     const x = (token) => (token / data.tokens) * width;
-    context.fillStyle = variable("--panel");
+    context.fillStyle = theme.panel;
     context.fillRect(0, band, width, map);
     for (const mark of data.marks) {
       const wide = Math.max(4 * scale, x(mark.stop) - x(mark.start));
-      context.fillStyle = variable(`--m${mark.colour}`);
+      context.fillStyle = theme[`m${mark.colour}`];
       context.fillRect(x(mark.start), 0, wide, band - scale);
       context.globalAlpha = 0.28;
       context.fillRect(x(mark.start), band, wide, whole - band);
       context.globalAlpha = 1;
     }
-    const height = map / rowsPerPolicy;
     const dot = Math.max(1.5 * scale, width / data.tokens);
-    const chosen = new Set(rows);
-    context.fillStyle = variable("--k6");
-    for (let row = 0; row < rowsPerPolicy; row++) {
-      context.globalAlpha = chosen.has(row) ? 1 : 0.22;
-      for (let at = policy.starts[row]; at < policy.starts[row + 1]; at++) {
-        context.fillRect(x(policy.positions[at]), band + row * height, dot, Math.max(1, height));
-      }
-    }
-    context.globalAlpha = 1;
+    context.drawImage(paintHeads(policy, rows, width, map, Math.ceil(dot)), 0, band);
+    context.fillStyle = theme.k6;
     for (let token = 0; token < data.tokens; token++) {
       const bar = summary.share[token] * bars;
       if (bar > 0) context.fillRect(x(token), whole - bar, dot, bar);
     }
-    context.fillStyle = variable("--line");
+    context.fillStyle = theme.line;
     context.fillRect(0, band + map, width, 1);
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", `Map of what ${policy.name} keeps; the text below has the same`);
     paintCursor(column);
+  }
+
+  /** The heads' rows alone, by pixels: a long prompt has too many entries for a rectangle each. */
+  function paintHeads(policy, rows, width, height, dot) {
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [width, height];
+    const context = canvas.getContext("2d");
+    const image = context.createImageData(width, height);
+    const pixels = new Uint32Array(image.data.buffer);
+    const rgb = parseInt(theme.k6.slice(1), 16);
+    const bgr = ((rgb & 255) << 16) | (rgb & 0xff00) | (rgb >> 16);
+    const chosen = new Set(rows);
+    const others = [...Array(rowsPerPolicy).keys()].filter((row) => !chosen.has(row));
+    for (const row of [...others, ...rows]) { // the chosen on top, where rows share a pixel
+      const colour = ((chosen.has(row) ? 255 : 56) << 24) | bgr;
+      const first = Math.floor((row * height) / rowsPerPolicy);
+      const end = Math.max(first + 1, Math.floor(((row + 1) * height) / rowsPerPolicy));
+      for (let at = policy.starts[row]; at < policy.starts[row + 1]; at++) {
+        const x = Math.floor((policy.positions[at] / data.tokens) * width);
+        for (let y = first; y < end; y++) {
+          pixels.fill(colour, y * width + x, y * width + Math.min(width, x + dot));
+        }
+      }
+    }
+    context.putImageData(image, 0, 0);
+    return canvas;
   }
 
   function paintCursor(column) {
@@ -189,7 +217,7 @@
     context.clearRect(0, 0, width, height);
     context.drawImage(column.picture, 0, 0);
     if (here < 0) return;
-    context.fillStyle = variable("--here");
+    context.fillStyle = theme.here;
     context.fillRect((firstTokens[here] / data.tokens) * width, 0, window.devicePixelRatio || 1, height);
   }
 
@@ -253,6 +281,8 @@
   function update() {
     const rows = selectedRows();
     const byScore = byId("colour").value === "score";
+    readTheme();
+    for (const column of columns) column.width = column.canvas.clientWidth;
     legend(byScore);
     for (const column of columns) {
       column.summary = summarise(column.policy, rows);
