@@ -157,8 +157,8 @@ class CheckedStreamingLLM(StreamingLLM):
         ours = super().evict
         kept = self.checks.time(lambda: ours(call), None)
         num_keys = call.key.shape[2]
-        newest = range(num_keys - call.budget + self.num_sink, num_keys)
+        newest = range(self.num_sink + max(0, num_keys - call.budget), num_keys)
         chosen = torch.tensor([*range(self.num_sink), *newest], dtype=torch.int32)
-        chosen = chosen.expand(*call.key.shape[:2], call.budget)
+        chosen = chosen.expand(*call.key.shape[:2], len(chosen))
         self.checks.agreement += compare(call, kept, chosen, chosen)
         return kept

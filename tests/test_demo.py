@@ -187,6 +187,14 @@ def test_checks_pass_on_what_the_policy_keeps(name: str, chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("name", [LOOKAHEAD, SNAPKV, STREAMING])
+def test_checks_pass_where_everything_fits(name: str, chat: Chat) -> None:
+    policy, checks = checked_policies(chat)[name]
+    kept = policy.evict(random_call(32, budget=500))
+    assert kept.indices.shape[2] == (68 if name == LOOKAHEAD else 100)
+    assert checks.agreement.passed
+
+
+@pytest.mark.parametrize("name", [LOOKAHEAD, SNAPKV, STREAMING])
 @pytest.mark.parametrize("wrong", ["indices", "key", "value"])
 def test_checks_fail_on_one_wrong_entry(
     name: str, wrong: str, chat: Chat, monkeypatch: pytest.MonkeyPatch
