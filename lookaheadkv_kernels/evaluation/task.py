@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,8 +40,8 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def score(self, answers: Sequence[str], sample: Sample) -> float:
-        """How good the answers of all turns are, from 0 to 1."""
+    def score(self, answers: Sequence[str], sample: Sample) -> float | None:
+        """How good the answers of all turns are, from 0 to 1; None: nobody can say."""
 
     def follow_up(self, sample: Sample, answers: Sequence[str]) -> list[int] | None:
         """The prompt of the next turn after these answers; None: there is none."""
@@ -52,17 +53,21 @@ class Task(ABC):
 
 
 def encode_prompt(
-    tokenizer: Any, user: str | Sequence[dict[str, str]], answer_start: str = ""
+    tokenizer: Any,
+    user: str | Sequence[dict[str, str]],
+    answer_start: str = "",
+    *,
+    chat: bool = True,
 ) -> list[int]:
     """Token ids of a user's turn (or a whole chat) and of the first words of the answer.
 
-    Models without a chat template continue the plain text.
+    Models without a chat template, and all with ``chat=False``, continue the plain text.
     """
-    chat = [{"role": "user", "content": user}] if isinstance(user, str) else list(user)
-    if getattr(tokenizer, "chat_template", None):
-        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    turns = [{"role": "user", "content": user}] if isinstance(user, str) else list(user)
+    if chat and getattr(tokenizer, "chat_template", None):
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         return list(tokenizer(text + answer_start, add_special_tokens=False).input_ids)
-    text = "\n\n".join(message["content"] for message in chat)
+    text = "\n\n".join(message["content"] for message in turns)
     return list(tokenizer(text + answer_start).input_ids)
 
 
@@ -74,3 +79,27 @@ def read_text(path: str | Path) -> str:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason})") from error
+
+
+def read_json_lines(path: str | Path) -> dict[int, dict[str, Any]]:
+    """Line number -> record of a JSON-lines file; empty lines are left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is no JSON object, or there is none; the message names file and line.
+    """
+    records = {}
+    # Not splitlines: JSON text may hold other line ends.
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: {error.msg}") from error
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}, line {number}: no JSON object")
+        records[number] = record
+    if not records:
+        raise ValueError(f"{path} holds no records")
+    return records

@@ -13,6 +13,7 @@ from ...training.recipe.words import ADJECTIVES, NAMES, NOUNS, words_of
 from ..task import read_text
 
 LEAST_ESSAY_WORDS = 1000
+LONGEST_WORD = 30  # characters
 
 
 class Essay:
@@ -23,14 +24,15 @@ class Essay:
         text: of at least ``LEAST_ESSAY_WORDS`` words and two sentences.
 
     Attributes:
-        words: of the text.
+        words: of the text, without the longest.
         starts: numbers of the words that begin a sentence.
         sha256: of the text.
     """
 
     def __init__(self, name: str, text: str) -> None:
         self.name = name
-        self.words = text.split()
+        # Addresses and rules of dashes are longer than a length may miss its target by.
+        self.words = [word for word in text.split() if len(word) <= LONGEST_WORD]
         self.starts = [0] + [
             number
             for number, word in enumerate(self.words[:-1], start=1)
