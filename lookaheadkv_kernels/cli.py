@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from ._version import __version__
-from .commands import generate_responses, info, params, train, ttft
+from .commands import evaluate, generate_responses, info, params, train, ttft
 
-COMMANDS = (info, params, ttft, generate_responses, train)
+COMMANDS = (info, params, ttft, generate_responses, train, evaluate)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     try:
         status: int = parsed.run(parsed)
-    except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ModuleNotFoundError, ConnectionError, ValueError) as error:
         print(f"lookaheadkv {parsed.command}: {error}", file=sys.stderr)
         return 2
     return status

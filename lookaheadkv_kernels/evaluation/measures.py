@@ -1,11 +1,25 @@
-"""Measures that need no labels: how much of what the answer attends to a policy keeps."""
+"""Measures that need no labels: how much of what the answer attends to a policy keeps.
+
+The ground truth is the model's own greedy answer from the full cache, and its rows' attention.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from ..integrations.transformers.cache import EvictableCache
+from ..integrations.transformers.compat import cache_argument
+from ..training.step import (
+    greedy_response,
+    kl_divergence,
+    normalised,
+    per_head_scores,
+    prefill_logits,
+)
 
 
 def group_mean(scores: Tensor, num_kv_heads: int) -> Tensor:
@@ -24,12 +38,157 @@ def kept_mass(scores: Tensor, positions: Tensor) -> Tensor:
 
 
 def recall(scores: Tensor, positions: Tensor) -> Tensor:
-    """Share of the K best prompt entries by ``scores`` [Hkv, N] among ``positions`` [Hkv, K]."""
-    best = scores.topk(positions.shape[1], dim=1).indices
-    hits = (best[:, :, None] == positions[:, None, :]).any(dim=2)
-    return hits.float().mean(dim=1)
+    """Share of the k best entries by ``scores`` [Hkv, N] among the k that each head kept: [Hkv].
+
+    ``positions`` [Hkv, K] hold -1 in empty slots; heads may keep different numbers.
+    """
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    shares = []
+    for best, kept in zip(order, positions, strict=True):
+        kept = kept[kept >= 0]
+        shares.append(torch.isin(best[: len(kept)], kept).float().mean())
+    return torch.stack(shares)
 
 
 def mean_over_layers(values: Sequence[Tensor]) -> float:
     """Mean over layers and heads."""
     return float(torch.stack([value.mean() for value in values]).mean())
+
+
+def agreement(first: Sequence[int], second: Sequence[int]) -> int:
+    """Number of tokens from the start that are the same."""
+    count = 0
+    for one, other in zip(first, second, strict=False):
+        if one != other:
+            break
+        count += 1
+    return count
+
+
+def perturbation(
+    query: Tensor,  # [Hq, R, D], of the newest R entries
+    key: Tensor,  # [Hkv, N + R, D]
+    value: Tensor,  # [Hkv, N + R, D]
+    positions: Tensor,  # [Hkv, K] of the N first, -1 in empty slots
+    scale: float,
+) -> Tensor:
+    """Paper eq. 2: ||Attn(x, KV) - Attn(x, kept KV)|| / ||Attn(x, KV)|| of R rows, per KV head.
+
+    Norms are over the rows, the heads of the group and the head's dimensions: [Hkv].
+    """
+    kv_heads, stored, _ = key.shape
+    rows = query.shape[1]
+    prompt = stored - rows
+    grouped = query.float().view(kv_heads, -1, rows, query.shape[2])
+    logits = grouped @ key.float()[:, None].transpose(-1, -2) * scale
+    ahead = torch.ones(rows, rows, dtype=torch.bool, device=key.device).triu(1)
+    logits[..., prompt:].masked_fill_(ahead, -torch.inf)
+    # One column more takes what the empty slots point at.
+    gone = torch.ones(kv_heads, prompt + 1, dtype=torch.bool, device=key.device)
+    where = torch.where(positions < 0, prompt, positions).to(torch.int64)
+    gone.scatter_(1, where, False)
+    whole = logits.softmax(dim=-1) @ value.float()[:, None]
+    logits[..., :prompt].masked_fill_(gone[:, None, None, :prompt], -torch.inf)
+    left = logits.softmax(dim=-1) @ value.float()[:, None]
+    change: Tensor = (whole - left).flatten(1).norm(dim=1) / whole.flatten(1).norm(dim=1)
+    return change
+
+
+def response_nll(
+    model: Any, cache: EvictableCache, logits: Tensor, response: Sequence[int]
+) -> float:
+    """Mean negative log-likelihood of a response's tokens, told one by one; the cache stays.
+
+    Args:
+        model: with our attention attached.
+        cache: of the prompt, cut or whole.
+        logits: [vocabulary] of the prompt's last token.
+        response: token ids.
+    """
+    rows = [logits]
+    if len(response) > 1:
+        rows += list(all_logits(model, response[:-1], cache.fork()))
+    told = torch.tensor(list(response), device=logits.device)
+    return float(torch.nn.functional.cross_entropy(torch.stack(rows).float(), told))
+
+
+@torch.no_grad()
+def all_logits(model: Any, ids: Sequence[int], cache: EvictableCache) -> Tensor:
+    """Append ``ids`` to the cache; logits of each, [len(ids), vocabulary]."""
+    out = model(
+        torch.tensor([list(ids)], device=model.device),
+        **{cache_argument(model): cache},
+        use_cache=True,
+    )
+    logits: Tensor = out.logits[0]
+    return logits
+
+
+class _Layer(NamedTuple):
+    """What a layer saw of the answer."""
+
+    scores: Tensor  # [Hkv, N], normalised importance of the prompt's entries
+    query: Tensor  # [Hq, R, D]
+    scale: float
+
+
+class GroundTruth:
+    """The answer from the full cache, and what it attended to.
+
+    Args:
+        model: a transformers model with our attention attached.
+        prompt_ids: the prompt.
+        max_response: longest answer, in tokens.
+
+    Attributes:
+        response_ids: the answer, its end token included.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: Any, prompt_ids: Sequence[int], max_response: int) -> None:
+        self._model = model
+        self._seen = EvictableCache()
+        logits = prefill_logits(model, prompt_ids, self._seen)
+        self.response_ids = greedy_response(model, self._seen, logits, max_response)
+        self._layers: list[_Layer] = []
+
+        def observe(cache: EvictableCache, index: int, query: Tensor, scale: float) -> None:
+            key = cache.layers[index].keys
+            scores = group_mean(normalised(per_head_scores(query, key, scale)), key.shape[1])
+            self._layers.append(_Layer(scores, query[0].clone(), scale))
+
+        self._seen.observer = observe
+        prefill_logits(model, self.response_ids, self._seen)
+        self._seen.observer = None
+
+    @torch.no_grad()
+    def measure(self, cache: EvictableCache, answer_ids: Sequence[int]) -> dict[str, float]:
+        """All measures of an evicted cache that has not been decoded from.
+
+        Args:
+            cache: a prefill's, with the policy's choices recorded.
+            answer_ids: what was answered from it.
+        """
+        found: dict[str, list[Tensor]] = {"recall": [], "mass": [], "perturbation": []}
+        divergence = []
+        for index, truth in enumerate(self._layers):
+            positions = cache.layers[index].positions()[0]
+            found["recall"].append(recall(truth.scores, positions))
+            found["mass"].append(kept_mass(truth.scores, positions))
+            seen = self._seen.layers[index]
+            found["perturbation"].append(
+                perturbation(truth.query, seen.keys[0], seen.values[0], positions, truth.scale)
+            )
+            scores = cache.choices[index].scores if cache.choices else None
+            if scores is not None:
+                # Windows that always stay have no score: both are compared without them.
+                told = truth.scores[:, : scores.shape[2]]
+                divergence.append(kl_divergence(told, scores[0].float()))
+        measures = {name: mean_over_layers(values) for name, values in found.items()}
+        if divergence:
+            measures["kl"] = float(torch.stack(divergence).mean())
+        assert cache.logits is not None
+        measures["nll"] = response_nll(self._model, cache, cache.logits[0], self.response_ids)
+        measures["agreement"] = agreement(self.response_ids, answer_ids)
+        measures["exact"] = float(list(self.response_ids) == list(answer_ids))
+        return measures
