@@ -267,10 +267,10 @@ def _excerpt(axes: Axes, picture: Picture, policy: PolicyView, selection: Select
 
 
 def _layout(picture: Picture) -> Iterator[_Placed]:
-    """Pieces on ``LINES`` lines, the first mark about in the middle."""
+    """Pieces on ``LINES`` lines, with the first mark among them."""
     first = min(picture.marks, key=lambda mark: mark.start)
     at = next(i for i, piece in enumerate(picture.pieces) if piece.stop > first.start)
-    room = COLUMNS * LINES // 2 - COLUMNS // 4
+    room = COLUMNS * 4 // 3  # it then starts on the second line, about a third in
     while at > 0 and room > 0:
         at -= 1
         room -= len(picture.pieces[at].text)
