@@ -193,7 +193,7 @@ def test_a_line_that_is_no_prediction_is_named(tmp_path: Path) -> None:
 
 def test_two_processes_cannot_write_one_file(tmp_path: Path) -> None:
     first = Writer(tmp_path, Shard())
-    with pytest.raises(RuntimeError, match="another process writes to it"):
+    with pytest.raises(ValueError, match="another process writes to it"):
         Writer(tmp_path, Shard())
     Writer(tmp_path, Shard(0, 2)).close()
     first.close()

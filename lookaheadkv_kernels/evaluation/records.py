@@ -108,7 +108,7 @@ class Writer:
     """Appends predictions to a process's own file.
 
     Raises:
-        RuntimeError: another process writes to it.
+        ValueError: another process writes to it.
     """
 
     def __init__(self, folder: Path, shard: Shard) -> None:
@@ -118,7 +118,7 @@ class Writer:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self._file.close()
-            raise RuntimeError(
+            raise ValueError(
                 f"{path}: another process writes to it; give each its own --shard i/n"
             ) from error
         self._file.seek(0)
