@@ -26,6 +26,7 @@ from lookaheadkv_kernels.evaluation.needle import needle_sample, noise_sentences
 from lookaheadkv_kernels.info import cpu_model
 from lookaheadkv_kernels.integrations.transformers import EvictableCache, Eviction
 from lookaheadkv_kernels.integrations.transformers.attention import attach
+from lookaheadkv_kernels.integrations.transformers.compat import cache_argument
 from lookaheadkv_kernels.integrations.transformers.loading import load
 from lookaheadkv_kernels.integrations.transformers.weights import find_modules
 from lookaheadkv_kernels.lookahead import LookaheadModules, load_modules
@@ -33,7 +34,7 @@ from lookaheadkv_kernels.lookahead.files import write_atomically
 from lookaheadkv_kernels.policies import LAQ, FullCache, LookaheadPolicy, SnapKV, StreamingLLM
 from lookaheadkv_kernels.policies.base import Policy
 from lookaheadkv_kernels.training.recipe import Recipe, find_texts
-from lookaheadkv_kernels.training.step import Target, ground_truth, lookahead_loss
+from lookaheadkv_kernels.training.step import Target, ground_truth, lookahead_loss, prefill_logits
 
 MODEL = "smollm2-135m-instruct"
 KINDS = ("prose", "code", "retrieval")
@@ -43,6 +44,7 @@ NEEDLE_LENGTHS = (1024, 2048)
 LEAST_TOKENS, MOST_TOKENS = 512, 4096
 RESPONSE_TOKENS = 32
 ANSWER_TOKENS = 12
+LAST_PART = 64  # tokens; the part of a prompt that each policy runs for itself
 HELD_OUT_SEED = 1000  # training has small seeds
 
 
@@ -85,14 +87,31 @@ class Bench:
             "kl trained": float(lookahead_loss(self.model, self.trained.float(), target)),
             "kl untrained": float(lookahead_loss(self.model, self.untrained, target)),
         }
+        started = self.started(prompt_ids)
         for budget in BUDGETS:
             for name, policy in self.policies().items():
-                found[f"{name} {budget}"] = self.mass(policy, prompt_ids, target, budget)
+                found[f"{name} {budget}"] = self.mass(policy, prompt_ids, started, target, budget)
         return found
 
-    def mass(self, policy: Policy, prompt_ids: list[int], target: Target, budget: int) -> float:
+    @torch.no_grad()
+    def started(self, prompt_ids: list[int]) -> EvictableCache:
+        """All of a prompt but its end, which every policy goes on from: a prefill in two parts."""
+        cache = EvictableCache()
+        prefill_logits(self.model, prompt_ids[:-LAST_PART], cache)
+        return cache
+
+    def mass(
+        self,
+        policy: Policy,
+        prompt_ids: list[int],
+        started: EvictableCache,
+        target: Target,
+        budget: int,
+    ) -> float:
         """Mean over layers and heads of the ground-truth attention that the policy keeps."""
-        cache = Eviction(self.model, policy).prefill(torch.tensor([prompt_ids]), budget=budget)
+        cache = Eviction(self.model, policy).prefill(
+            torch.tensor([prompt_ids[-LAST_PART:]]), budget=budget, cache=started.fork()
+        )
         heads = self.model.config.num_key_value_heads
         return mean_over_layers(
             [
@@ -104,6 +123,7 @@ class Bench:
     def needle(self, prompt_ids: list[int], value: str) -> dict[str, bool]:
         """Which policies still answer right at the needle budget."""
         found = {}
+        started = self.started(prompt_ids)
         for name, policy in {"full": FullCache(), **self.policies()}.items():
             ids = Eviction(self.model, policy).generate(
                 torch.tensor([prompt_ids]),
@@ -111,6 +131,7 @@ class Bench:
                 budget=NEEDLE_BUDGET,
                 max_new_tokens=ANSWER_TOKENS,
                 do_sample=False,
+                **{cache_argument(self.model): started.fork()},
             )
             found[name] = value in self.tokenizer.decode(ids[0, len(prompt_ids) :])
         return found
@@ -278,7 +299,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", default=MODEL, help="packaged name or folder")
     parser.add_argument("--json", type=Path, required=True, help="results; continued if there")
-    parser.add_argument("--held-out", type=int, default=12, help="prompts of each kind")
+    parser.add_argument("--held-out", type=int, default=8, help="prompts of each kind")
     parser.add_argument("--needles", type=int, default=50, help="of each length")
     arguments = parser.parse_args()
     bench = Bench(arguments.weights, arguments.json)

@@ -41,7 +41,7 @@ torchrun --nproc-per-node 2 -m lookaheadkv_kernels train --model smollm2-135m-in
 
 {steps} steps of {batch_size} samples, {samples:,} in all, none twice; two processes of one thread
 on {cpu}; model in bfloat16, modules in float32, stored in bfloat16. Responses are those of the
-data, or in about a third of the samples the model's own, up to {max_response} tokens.
+data, or in about a third of the samples the model's own, up to {max_response} tokens. {note}
 
 The data are made by `lookaheadkv_kernels/training/recipe/`, sample by sample from a seed: 45 %
 retrieval (needles of many wordings in prose, code, noise and among other needles; JSON, tables,
@@ -107,6 +107,7 @@ def main() -> None:
         steps=training["steps"],
         batch_size=training["batch_size"],
         max_response=training["max_response"],
+        note=training.get("note", ""),
         shortest=256,
         longest=training["max_prompt"],
         **results["machine"],
