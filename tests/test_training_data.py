@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,11 @@ def test_epochs_hold_every_record_in_orders_of_their_own(tmp_path: Path, tokeniz
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
     # Random access, in another process's order, gives the same samples.
     again = JsonlSamples(path, tokenizer, seed=3)
-    assert [again[i].prompt_ids[0] for i in (45, 3, 20)] == [epochs[2][5], epochs[0][3], epochs[1][0]]
+    assert [again[i].prompt_ids[0] for i in (45, 3, 20)] == [
+        epochs[2][5],
+        epochs[0][3],
+        epochs[1][0],
+    ]
 
 
 def test_a_bad_record_is_named(tmp_path: Path, tokenizer: Any) -> None:
@@ -86,7 +91,7 @@ def test_texts_give_prompts_and_what_follows(tmp_path: Path, tokenizer: Any) -> 
         assert 32 <= len(prompt) <= 128 and response is not None and len(response) == 16
         # Apart from a word cut at the start, the text counts on across the cut.
         whole = [*prompt, *response][1:]
-        assert all((a - 5) % 90 == b - 6 for a, b in zip(whole, whole[1:], strict=False))
+        assert all((a - 5) % 90 == b - 6 for a, b in pairwise(whole))
     again = TextSamples(tmp_path, tokenizer, 5, lengths=(32, 128), max_response=16)
     assert again[7] == samples[7] != samples[8]
     assert WithoutResponses(samples)[7] == (samples[7].prompt_ids, None)

@@ -1,4 +1,4 @@
-"""Trains modules of the tiny model: `train_tiny.py OUTPUT STEPS PAUSE`; run by test_training_runs."""
+"""Trains modules of the tiny model: `train_tiny.py OUTPUT STEPS PAUSE`."""
 
 from __future__ import annotations
 
