@@ -151,11 +151,17 @@ def test_a_folder_of_another_run_is_refused_and_a_grid_may_grow(
         (tmp_path / name).write_bytes((whole / name).read_bytes())
     assert cli.main(arguments(tiny, tmp_path, "--seed", "1")) == 2
     assert "seed is 0 there and 1 here" in capsys.readouterr().err
+    # As if nothing had needed the modules so far: a policy that does may be added.
+    config = json.loads((tmp_path / "config.json").read_text())
+    weights = config["facts"].pop("weights_sha256")
+    (tmp_path / "config.json").write_text(json.dumps(config))
     more = arguments(tiny, tmp_path)
     more[more.index("40")] = "60"
     assert cli.main(more) == 0
     records = read_predictions(tmp_path)
     assert len(records) == 28 + 12
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["facts"]["weights_sha256"] == weights and config["grid"]["budgets"] == [60, 0.3]
     (tmp_path / "config.json").unlink()
     assert cli.main(more) == 2
     assert "holds predictions but no config.json" in capsys.readouterr().err

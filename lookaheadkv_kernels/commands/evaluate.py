@@ -132,7 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
         model, tokenizer = load(
             arguments.model, dtype=getattr(torch, arguments.dtype), device=_device(arguments.device)
         )
-        policies, weights = _policies(arguments, model)
+        policies, of_policies = _policies(arguments, model)
         evaluation = Evaluation(
             arguments.output,
             model,
@@ -143,8 +143,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "model": arguments.model,
                 "dtype": arguments.dtype,
                 "seed": arguments.seed,
-                "draft_model": arguments.draft_model,
-                **weights,
+                **of_policies,
             },
             environment={
                 "lookaheadkv_kernels": __version__,
@@ -213,7 +212,7 @@ def _shard(arguments: argparse.Namespace) -> Any:
 
 
 def _policies(arguments: argparse.Namespace, model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The policies, and what of the lookahead modules belongs into the record of the run.
+    """The policies, and which weights they use, for the record of the run.
 
     Raises:
         FileNotFoundError: the modules are not there.
@@ -245,6 +244,7 @@ def _policies(arguments: argparse.Namespace, model: Any) -> tuple[dict[str, Any]
         if name == "speckv":
             if arguments.draft_model is None:
                 raise ValueError("policy speckv needs --draft-model")
+            facts["draft_model"] = arguments.draft_model
             options["draft_model"], _ = load(
                 arguments.draft_model,
                 dtype=getattr(torch, arguments.dtype),

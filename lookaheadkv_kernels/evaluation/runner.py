@@ -146,13 +146,12 @@ class Evaluation:
         facts = json.loads(json.dumps(self.facts))  # as it will be read back
         if path.is_file():
             old = json.loads(path.read_text())
-            differing = sorted(
-                name
-                for name in {*facts, *old["facts"]}
-                if facts.get(name) != old["facts"].get(name)
-            )
+            # What only one of them has is of a policy that the other had no use for.
+            differing = [
+                name for name in facts if old["facts"].get(name, facts[name]) != facts[name]
+            ]
             changes = [
-                f"{name} is {old['facts'].get(name)!r} there and {facts.get(name)!r} here"
+                f"{name} is {old['facts'][name]!r} there and {facts[name]!r} here"
                 for name in differing
             ]
             changes += [
@@ -163,6 +162,7 @@ class Evaluation:
             if changes:
                 raise ValueError(f"{self.folder} is another run's: {'; '.join(changes)}")
             # A grid may grow: what was predicted stays, and counts.
+            facts = {**old["facts"], **facts}
             sources = {**old["sources"], **sources}
         elif any(self.folder.glob("predictions*.jsonl")):
             raise ValueError(f"{self.folder} holds predictions but no {CONFIG}")
