@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ pytest.importorskip("matplotlib")
 from tiny_model import random_modules, save_tiny_model, tiny_llama
 
 from lookaheadkv_kernels import cli
+from lookaheadkv_kernels.commands import evaluate
 from lookaheadkv_kernels.evaluation.records import (
     Key,
     Shard,
@@ -178,6 +180,8 @@ def test_a_folder_of_another_run_is_refused_and_a_grid_may_grow(
         (("--budget", "1.5"), "budget as a ratio must be in"),
         (("--shard", "2/2"), "shard must be i/n with 0 <= i < n"),
         (("--policy", "speckv"), "needs --draft-model"),
+        (("--task", "mtbench", "--mtbench", "."), "mtbench needs a judge"),
+        (("--judge-url", "http://127.0.0.1/v1"), "--judge-url needs --judge-model"),
     ],
 )
 def test_wrong_arguments_are_named(
@@ -189,6 +193,18 @@ def test_wrong_arguments_are_named(
 ) -> None:
     assert cli.main(arguments(tiny, tmp_path, *wrong)) == 2
     assert message in capsys.readouterr().err
+
+
+def test_shards_are_told_or_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(told: str | None) -> Shard:
+        shard: Shard = evaluate._shard(argparse.Namespace(shard=told))
+        return shard
+
+    assert found(None) == Shard(0, 1) and found("1/3") == Shard(1, 3)
+    for name, value in (("LOCAL_RANK", "1"), ("RANK", "5"), ("WORLD_SIZE", "8")):
+        monkeypatch.setenv(name, value)  # as torchrun does
+    assert found(None) == Shard(5, 8) and found("1/3") == Shard(1, 3)
+    assert evaluate._device("cuda") == "cuda:1" and evaluate._device("cpu") == "cpu"
 
 
 def test_a_line_that_is_no_prediction_is_named(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def write_plot(folder: Path, metrics: dict[str, Any]) -> None:
     policies = sorted({a["policy"] for a in metrics["averages"] if a["budget"] is not None})
     for panel, length in zip(panels, lengths, strict=True):
         here = [average for average in metrics["averages"] if average["length"] == length]
-        # Ratios and counts have no common axis: what is fewer than one entry is a ratio.
+        # Counts and ratios share an axis: a budget below 1 is a ratio of the prompt.
         for number, policy in enumerate(policies):
             points = sorted(
                 (a["budget"], a["score"])
@@ -144,7 +144,10 @@ def write_plot(folder: Path, metrics: dict[str, Any]) -> None:
             panel.set_xscale("log", base=2)
             panel.set_xticks(ticks, [str(tick) for tick in ticks])
             panel.set_xticks([], minor=True)
-        panel.set(xlabel="budget, entries a head", title=f"{length} tokens" if length else "")
+        panel.set(
+            xlabel="budget, entries a head (below 1: ratio)",
+            title=f"{length} tokens" if length else "",
+        )
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("score, %")
     handles = {
