@@ -118,9 +118,12 @@ def _numbered(words: list[str]) -> str:
 
 
 class FweDraft:
-    """Frequent coded words; rank k of the vocabulary comes size / (k^2 zeta(2)) times."""
+    """Frequent coded words; rank k of the vocabulary comes size / (k^2 zeta(2)) times.
 
-    has_filler = False
+    One size more can be several words more; dots, which do not count, fill what is left.
+    """
+
+    has_filler = True
     most: int | None = None
     least = 60  # below it the ranks asked for are no more frequent than the next
     tokens_a_unit = 4
@@ -134,12 +137,13 @@ class FweDraft:
         self.facts: dict[str, Any] = {}
 
     def text(self, size: int, filler: int = 0) -> Text:
-        """The prompt with about ``size`` words."""
+        """The prompt with about ``size`` words, and ``filler`` more of the dots."""
         words = [
             word
             for rank, word in enumerate(self._vocabulary, start=1)
             for _ in range(int(size * rank**-ALPHA / ZETA_OF_ALPHA))
         ]
+        words += ["..."] * filler
         drawing(self._seed).shuffle(words)
         question, start = FWE
         return Text(question.format(context=" ".join(words)), start)
