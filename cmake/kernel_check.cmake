@@ -6,6 +6,9 @@ add_executable(kernel_check ${checks}/kernel_check.cpp ${checks}/check.cpp ${che
                             ${checks}/check_shapes.cpp)
 target_link_libraries(kernel_check PRIVATE lookaheadkv_cpu_kernels)
 
+if(TARGET lookaheadkv_cuda)
+  return()  # a file has one language in a build: nvcc's there, the host compiler's here
+endif()
 file(GLOB cuda_kernel_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/cuda/*.cu)
 set_source_files_properties(${cuda_kernel_sources} PROPERTIES LANGUAGE CXX
                             COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas;-Wno-unused-variable")

@@ -90,7 +90,7 @@ Plan plan_of(DType dtype, int64_t head_dim) {
             Tile::kSharedBytes,
             Tile::kRows,
             Tile::kKeys,
-            kWithValue ? 1 : 2};
+            Tile::kResident};
   });
   return plan;
 }

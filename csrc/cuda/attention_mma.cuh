@@ -17,6 +17,8 @@ struct AttentionTile {
   static constexpr int kRows = 16 * kWarps;
   static constexpr int kKeys = D <= 128 ? 64 : 32;
   static constexpr int kStages = D <= 128 ? 3 : 2;
+  // Blocks that share a multiprocessor; output accumulators fill the registers with one.
+  static constexpr int kResident = kWithValue ? 1 : 2;
   // With 128 output accumulators a lane, Q would not fit the registers: every lane keeps its
   // fragments in shared memory, where no other lane reads them.
   static constexpr bool kQueryShared = D > 128 && kWithValue;
@@ -67,7 +69,8 @@ class QueryFragments<T, D, true> {
 };
 
 template <class T, int D, bool kWithValue>
-__global__ void __launch_bounds__(AttentionTile<D, kWithValue>::kThreads)
+__global__ void __launch_bounds__(AttentionTile<D, kWithValue>::kThreads,
+                                  AttentionTile<D, kWithValue>::kResident)
     attention_mma_kernel(const AttentionParams params) {
   start_kernel();
   using Tile = AttentionTile<D, kWithValue>;

@@ -22,9 +22,11 @@ struct ScoresTile {
   static constexpr int kStageBytes = TileShape<D>::bytes(kKeys);
   static constexpr int kSumsBytes = kWarps * kKeys * 4;  // of one tile
   static constexpr int kSharedBytes = kStages * kStageBytes + 2 * kSumsBytes + kRows * 4;
-  // Blocks that share a multiprocessor: what its shared memory holds, up to three.
+  // Blocks that share a multiprocessor: what its shared memory holds and, as a lane has all of its
+  // rows' Q in registers, those.
   static constexpr int kFit = kMultiprocessorBytes / (kSharedBytes + 1024);
-  static constexpr int kResident = kFit > 3 ? 3 : kFit < 1 ? 1 : kFit;
+  static constexpr int kMost = D <= 128 ? 3 : 2;
+  static constexpr int kResident = kFit > kMost ? kMost : kFit < 1 ? 1 : kFit;
 };
 
 // Sums eight values over the lanes of equal lane % 4. Value v of lanes 4 * g + pair ends, for

@@ -44,7 +44,7 @@ __device__ __forceinline__ void load_tile(char* tile, const Head& head, const De
   const T* const rows = head.of<T>(tensor);
   static_assert(kRows * Shape::kChunks % kThreads == 0, "every thread copies as many chunks");
   // Unrolled, every copy has addresses of its own in registers, which are full where D is 256.
-  constexpr int kUnroll = D > 128 ? 1 : kThreads > 128 ? 4 : 2;
+  constexpr int kUnroll = D > 128 ? 1 : 2;
 #pragma unroll kUnroll
   for (int i = 0; i < kRows * Shape::kChunks / kThreads; ++i) {
     const int at = i * kThreads + thread_index();

@@ -53,11 +53,10 @@ void check_options(const Problem& p, const std::vector<float>& scores, const Sel
   with_workspace([&](Workspace& workspace) {
     select(p, scores.data(), o, actual.data(), workspace, false, chip(4));
   });
-  check(actual == expected, name + " budget=" + std::to_string(o.budget) +
-                                " pool=" + std::to_string(o.pool_kernel) +
-                                " sink=" + std::to_string(o.num_sink) +
-                                " recent=" + std::to_string(o.num_recent) +
-                                " appended=" + std::to_string(o.append_rows));
+  check(actual == expected,
+        name + " budget=" + std::to_string(o.budget) + " pool=" + std::to_string(o.pool_kernel) +
+            " sink=" + std::to_string(o.num_sink) + " recent=" + std::to_string(o.num_recent) +
+            " appended=" + std::to_string(o.append_rows));
 }
 
 }  // namespace
@@ -78,8 +77,7 @@ void check_select() {
       p.num_prompt = n;
       p.leftpad_k = padded ? leftpad.data() : nullptr;
       p.seqused_k = padded ? seqused.data() : nullptr;
-      const std::string name =
-          "select n=" + std::to_string(n) + (padded ? " padded" : "");
+      const std::string name = "select n=" + std::to_string(n) + (padded ? " padded" : "");
       for (const int64_t pool : {int64_t{1}, int64_t{7}, int64_t{63}, int64_t{65}, 2 * n + 101}) {
         for (const int64_t budget : {int64_t{0}, int64_t{6}, n / 3, n, n + 3}) {
           // Of the large ones, every combination is met at some length.

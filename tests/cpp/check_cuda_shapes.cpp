@@ -52,8 +52,8 @@ struct Results {
   bool same(const Results& other) const {
     return same_bits(out, other.out) && same_bits(lse, other.lse) &&
            same_bits(scores, other.scores) && same_bits(scores_given, other.scores_given) &&
-           same_bits(scores_alone, other.scores_alone) &&
-           same_bits(grad_query, other.grad_query) && same_bits(grad_key, other.grad_key);
+           same_bits(scores_alone, other.scores_alone) && same_bits(grad_query, other.grad_query) &&
+           same_bits(grad_key, other.grad_key);
   }
 };
 
@@ -78,9 +78,9 @@ constexpr const char* kNames[] = {"fp32", "fp16", "bf16"};
 
 std::string describe(const Shape& s, DType dtype) {
   std::string name = kNames[static_cast<int>(dtype)];
-  const std::pair<const char*, int64_t> sizes[] = {
-      {" B=", s.batch},    {" Hkv=", s.num_kv_heads}, {" G=", s.group},
-      {" L=", s.num_rows}, {" N=", s.num_prompt},     {" D=", s.head_dim}};
+  const std::pair<const char*, int64_t> sizes[] = {{" B=", s.batch},      {" Hkv=", s.num_kv_heads},
+                                                   {" G=", s.group},      {" L=", s.num_rows},
+                                                   {" N=", s.num_prompt}, {" D=", s.head_dim}};
   for (const auto& [letter, size] : sizes) name += letter + std::to_string(size);
   return name;
 }
@@ -129,9 +129,8 @@ void check_prefill() {
       p.num_prompt = keys - rows;
       TensorView queries = in.q.view();
       with_workspace([&](Workspace& workspace) {
-        const RowLse of_rows =
-            cuda::prefill_attention(p, queries, in.k.view(), in.v.view(), out.data(), lse.data(),
-                                    workspace, chip(8));
+        const RowLse of_rows = cuda::prefill_attention(p, queries, in.k.view(), in.v.view(),
+                                                       out.data(), lse.data(), workspace, chip(8));
         if (workspace.counting()) return;
         TensorView tail = queries;
         tail.data = queries.row(0, 0, p.num_prompt);

@@ -77,7 +77,8 @@ void check_emulation() {
   right = true;
   for (int lane = 0; lane < 32; ++lane) {
     for (int i = 0; i < 2; ++i) {
-      right = right && out[lane * 4 + i] == static_cast<float>((2 * (lane % 4) + i) * 100 + lane / 4);
+      right =
+          right && out[lane * 4 + i] == static_cast<float>((2 * (lane % 4) + i) * 100 + lane / 4);
     }
   }
   check(right, "emulated ldmatrix.trans");

@@ -89,7 +89,8 @@ inline double error_of(const std::vector<double>& expected, const std::vector<fl
   return relative_error(expected, [&](size_t i) { return static_cast<double>(actual[i]); });
 }
 
-inline double error_of(const std::vector<double>& expected, const std::vector<char>& actual, DType dtype) {
+inline double error_of(const std::vector<double>& expected, const std::vector<char>& actual,
+                       DType dtype) {
   const size_t size = static_cast<size_t>(element_size(dtype));
   return relative_error(expected,
                         [&](size_t i) { return decode(actual.data() + i * size, dtype); });

@@ -14,8 +14,8 @@
 #include <ucontext.h>
 #endif
 
-// Fibers switch at every instruction of a warp, and the C library's swapcontext makes a system call:
-// where we know the calling convention, the registers are saved by hand.
+// Fibers switch at every instruction of a warp, and the C library's swapcontext makes a system
+// call: where we know the calling convention, the registers are saved by hand.
 #if defined(__x86_64__)
 extern "C" void lookaheadkv_switch_stacks(void** save, void* load);
 asm(R"(

@@ -1,5 +1,5 @@
-// csrc/cuda/ptx.cuh in plain C++: the same functions, as the PTX ISA defines the instructions. Reads
-// and writes are ordinary ones, so that the sanitizers see them.
+// csrc/cuda/ptx.cuh in plain C++: the same functions, as the PTX ISA defines the instructions.
+// Reads and writes are ordinary ones, so that the sanitizers see them.
 #pragma once
 
 #include <cmath>
