@@ -42,15 +42,11 @@ class Kernel:
     @property
     def name(self) -> str:
         """`attention_mma_kernel<bf16, 128, 1>` from the mangled symbol."""
-        # <length><name>[I <template arguments> E]
-        for match in re.finditer(r"\d+", self.symbol):
-            length = int(match[0])
-            name = self.symbol[match.end() : match.end() + length]
-            if name.endswith("_kernel"):
-                rest = self.symbol[match.end() + length :]
-                break
-        else:
-            raise ValueError(self.symbol)
+        # _ZN, then <length><name> for every scope, then I <template arguments> E.
+        name, rest = "", self.symbol.removeprefix("_ZN")
+        while match := re.match(r"\d+", rest):
+            end = match.end() + int(match[0])
+            name, rest = rest[match.end() : end], rest[end:]
         arguments: list[str] = []
         rest = rest[1:] if rest.startswith("I") else ""
         while rest and not rest.startswith("E"):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import re
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -55,7 +54,8 @@ def test_every_kernel_for_every_chip(kernels: list[Kernel]) -> None:
                 assert name in names["sm_80"]
         for name in ("key_gradient_kernel", "sum_splits_kernel", "combine_kernel"):
             assert f"{name}<{dtype}>" in names["sm_80"]
-    assert {"select_row_kernel", "compact_kernel", "column_scores_fma_kernel"} <= names["sm_80"]
+    others = {"select_row_kernel<3>", "compact_kernel", "column_scores_fma_kernel"}
+    assert others <= names["sm_80"]
 
 
 @needs_disassembler
@@ -121,17 +121,14 @@ def test_loads_only_where_torch_knows_cuda() -> None:
     assert "aoti_torch_get_current_cuda_stream" in result.stderr
 
 
-def test_without_the_library_triton_serves_gpus(tmp_path: object) -> None:
+def test_without_the_library_triton_serves_gpus() -> None:
     """A wheel built without nvcc: the automatic choice, with a GPU pretended."""
     script = """
-import torch
 from lookaheadkv_kernels import _library, backend, triton
-_library.load = lambda: ("cpu",)
 triton.available = lambda: True
-triton.interpreting = triton.interpreting
+_library.load = lambda: ("cpu",)
 print(backend.backend_for("cuda"))
 _library.load = lambda: ("cpu", "cuda")
 print(backend.backend_for("cuda"))
 """
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert result.stdout.split() == ["triton", "cuda"], result.stderr
+    assert checked([sys.executable, "-c", script]).split() == ["triton", "cuda"]

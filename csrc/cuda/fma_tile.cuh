@@ -14,10 +14,6 @@ constexpr int kFmaRows = 32;     // on either side
 constexpr int kFmaWarpRows = 8;  // rows on the left of one warp
 static_assert(kFmaWarps * kFmaWarpRows == kFmaRows, "every row on the left has a warp");
 
-struct alignas(16) Float4 {
-  float v[4];
-};
-
 // Floats from one row to the next: one chunk of 16 bytes more than D, so that the rows that eight
 // neighbouring lanes read lie in different banks.
 __host__ __device__ constexpr int fma_pitch(int head_dim) { return head_dim + 4; }

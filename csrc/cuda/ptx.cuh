@@ -158,6 +158,11 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, boo
                "l"(global), "r"(fetch ? 16 : 0)
                : "memory");
 }
+// One aligned word.
+__device__ __forceinline__ void copy_async_word(void* shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(shared)), "l"(global)
+               : "memory");
+}
 // Ends this thread's current group of copies.
 __device__ __forceinline__ void commit_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
@@ -172,6 +177,9 @@ __device__ __forceinline__ void wait_copies() {
 
 struct alignas(16) Bytes16 {
   uint32_t words[4];
+};
+struct alignas(16) Float4 {
+  float v[4];
 };
 // Read once, from memory that no thread of this kernel writes.
 __device__ __forceinline__ Bytes16 load_bytes16(const void* global) {

@@ -16,45 +16,106 @@ namespace {
 
 constexpr int kOwn = 4;                             // neighbouring positions of a thread
 constexpr int kSweep = kOwn * kSelectThreads;       // positions of one sweep of the block
+constexpr int kUsualHalf = 3;                       // of the pool's window: 7
 constexpr int kSweeps = kLongestBlockRow / kSweep;  // at most
 static_assert(kSelectWarps == 32, "a warp adds up the totals of a sweep");
 
+constexpr int kStages = 4;  // sweeps under way: a row must not wait for memory once a sweep
+
+// Starts copying the scores of positions start - half .. start + kSweep + half - 1; NaN, which wins
+// no window, outside the row.
+__device__ __forceinline__ void stage_scores(float* staged, const SelectRow& row, int start,
+                                             int half) {
+  const float* const scores = row.scores();
+  for (int i = thread_index(); i < kSweep + 2 * half; i += kSelectThreads) {
+    const int position = start - half + i;
+    if (position >= 0 && position < row.length) {
+      copy_async_word(staged + i, scores + position);
+    } else {
+      staged[i] = NAN;
+    }
+  }
+}
+
+// Maxima of the windows of kOwn neighbouring positions; `staged` is where the first one begins.
+// A NaN is passed over where there is a number.
+template <int kHalf>
+__device__ __forceinline__ void pool_windows(float (&best)[kOwn], const float* staged, int half) {
+  if constexpr (kHalf >= 2) {
+    // All windows share their middle. Whole vectors: single words of neighbouring threads would
+    // come from the same banks.
+    constexpr int kWords = 2 * kHalf + kOwn;
+    float words[(kWords + 3) / 4 * 4];
+#pragma unroll
+    for (int i = 0; i < kWords; i += 4) {
+      const Float4 four = *reinterpret_cast<const Float4*>(staged + i);
+#pragma unroll
+      for (int c = 0; c < 4; ++c) words[i + c] = four.v[c];
+    }
+    float middle = words[kOwn - 1];
+#pragma unroll
+    for (int i = kOwn; i <= 2 * kHalf; ++i) middle = fmaxf(middle, words[i]);
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      best[i] = middle;
+#pragma unroll
+      for (int w = i; w < kOwn - 1; ++w) best[i] = fmaxf(best[i], words[w]);
+#pragma unroll
+      for (int w = 2 * kHalf + 1; w <= 2 * kHalf + i; ++w) best[i] = fmaxf(best[i], words[w]);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      best[i] = staged[i];
+      for (int w = 1; w <= 2 * half; ++w) best[i] = fmaxf(best[i], staged[i + w]);
+    }
+  }
+}
+
+// Words of one staged sweep, whole vectors.
+constexpr int stage_words(int half) { return (kSweep + 2 * half + 3) / 4 * 4; }
+
 // One row. A thread holds positions sweep * kSweep + thread * kOwn .. + kOwn - 1 of every sweep.
+// kHalf: half of the pool's window, where it is known at compile time; otherwise 0.
+template <int kHalf>
 __global__ void __launch_bounds__(kSelectThreads) select_row_kernel(const SelectParams params) {
   start_kernel();
   const SelectRow row(params, block_index());
   const int thread = thread_index(), lane = thread % 32, warp = thread / 32;
   row.fill_slots(kSelectThreads);
   if (row.kept == 0) return;
-  uint32_t* const staged = reinterpret_cast<uint32_t*>(shared_memory());  // [kSweep + 2 * half]
-  int* const counts = reinterpret_cast<int*>(staged + kSweep + 2 * params.half);  // [kBins]
-  int* const found = counts + kBins;                                              // digit, wanted
-  int* const totals = found + 2;  // [kSweeps, kSelectWarps]
+  const int half = kHalf > 0 ? kHalf : params.half;
+  float* const staged = reinterpret_cast<float*>(shared_memory());  // [kStages, stage_words]
+  int* const counts = reinterpret_cast<int*>(staged + kStages * stage_words(half));  // [kBins]
+  int* const found = counts + kBins;  // digit, wanted
+  int* const totals = found + 2;      // [kSweeps, kSelectWarps]
 
+  const bool pool = params.scores != nullptr;
+  const auto load = [&](int s) {
+    if (pool && s * kSweep < row.length) {
+      stage_scores(staged + s % kStages * stage_words(half), row, s * kSweep, half);
+    }
+    commit_copies();
+  };
+#pragma unroll
+  for (int s = 0; s < kStages - 1; ++s) load(s);
   uint32_t keys[kSweeps][kOwn];
 #pragma unroll
   for (int s = 0; s < kSweeps; ++s) {
-    const int start = s * kSweep, at = start + thread * kOwn;
-    if (start >= row.length) continue;
-    if (params.scores != nullptr) {
-      sync_threads();  // nobody reads what was staged before any more
-      stage_keys(staged, row, start, kSweep, params.half, kSelectThreads);
-      sync_threads();
+    const int at = s * kSweep + thread * kOwn;
+    if (s * kSweep >= row.length) continue;
+    wait_copies<kStages - 2>();
+    sync_threads();  // sweep s is there for all, and nobody reads the one before any more
+    load(s + kStages - 1);
+    float best[kOwn];
+    if (pool) {
+      pool_windows<kHalf>(best, staged + s % kStages * stage_words(half) + thread * kOwn, half);
     }
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       keys[s][i] = 0;
       if (at + i >= row.length) continue;
-      if (params.scores == nullptr) {
-        keys[s][i] = row.pooled_key(at + i);
-        continue;
-      }
-      uint32_t best = 0;
-      for (int w = 0; w <= 2 * params.half; ++w) {
-        const uint32_t key = staged[thread * kOwn + i + w];
-        best = best > key ? best : key;
-      }
-      keys[s][i] = row.pin(at + i, best);
+      keys[s][i] = pool ? row.pin(at + i, rank_key(best[i])) : row.pooled_key(at + i);
     }
   }
 
@@ -177,9 +238,9 @@ void select(const Problem& problem, const float* scores, const SelectOptions& op
     select_long(params, rows, stream, follows);
     return;
   }
-  const int shared =
-      static_cast<int>((kSweep + 2 * params.half + kBins + 2 + kSweeps * kSelectWarps) * 4);
-  launch(select_row_kernel, rows, kSelectThreads, shared, stream, follows, params);
+  const int words = kStages * stage_words(params.half) + kBins + 2 + kSweeps * kSelectWarps;
+  launch(params.half == kUsualHalf ? select_row_kernel<kUsualHalf> : select_row_kernel<0>, rows,
+         kSelectThreads, words * 4, stream, follows, params);
 }
 
 }  // namespace lookaheadkv::cuda

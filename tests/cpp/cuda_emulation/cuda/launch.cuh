@@ -27,10 +27,12 @@ void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int shar
   const std::tuple<Parameters...> parameters(std::forward<Arguments>(arguments)...);
   ++emulated_launches;
   for (int64_t i = 0; i < blocks; ++i) {
-    // Of exactly this size, for AddressSanitizer; NaN in every dtype.
+    // Of exactly this size, for AddressSanitizer.
     void* memory = nullptr;
     if (posix_memalign(&memory, 128, static_cast<size_t>(shared)) != 0) std::abort();
-    std::memset(memory, 0xff, static_cast<size_t>(shared));
+    // NaN in every dtype; a large number in the other blocks, as a maximum passes over NaN.
+    const int poison = (emulated_launches + i / 2) % 2 == 0 ? 0x7f : 0xff;
+    std::memset(memory, poison, static_cast<size_t>(shared));
     emulated_block = {i, static_cast<char*>(memory), shared};
     thread_copies.assign(static_cast<size_t>(threads), ThreadCopies());
     const bool backwards = (emulated_launches + i) % 2 == 0;

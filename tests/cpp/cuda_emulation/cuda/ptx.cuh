@@ -196,6 +196,7 @@ inline void load_matrices_transposed(uint32_t (&r)[4], const void* row) {
 struct Copy {
   char* to;
   const char* from;  // null: zeros
+  int bytes;
 };
 struct ThreadCopies {
   std::vector<std::vector<Copy>> groups = {{}};  // the last one is not committed yet
@@ -206,7 +207,11 @@ inline void copy_async(void* shared, const void* global, bool fetch) {
   require_shared(shared);
   if (fetch) require_aligned(global);
   thread_copies[thread_index()].groups.back().push_back(
-      {static_cast<char*>(shared), fetch ? static_cast<const char*>(global) : nullptr});
+      {static_cast<char*>(shared), fetch ? static_cast<const char*>(global) : nullptr, 16});
+}
+inline void copy_async_word(void* shared, const void* global) {
+  thread_copies[thread_index()].groups.back().push_back(
+      {static_cast<char*>(shared), static_cast<const char*>(global), 4});
 }
 inline void commit_copies() { thread_copies[thread_index()].groups.emplace_back(); }
 template <int kPending>
@@ -215,9 +220,9 @@ void wait_copies() {
   while (groups.size() > kPending + 1) {
     for (const Copy& copy : groups.front()) {
       if (copy.from != nullptr) {
-        std::memcpy(copy.to, copy.from, 16);
+        std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.bytes));
       } else {
-        std::memset(copy.to, 0, 16);
+        std::memset(copy.to, 0, static_cast<size_t>(copy.bytes));
       }
     }
     groups.erase(groups.begin());
@@ -228,6 +233,9 @@ void wait_copies() {
 
 struct alignas(16) Bytes16 {
   uint32_t words[4];
+};
+struct alignas(16) Float4 {
+  float v[4];
 };
 inline Bytes16 load_bytes16(const void* global) {
   require_aligned(global);
