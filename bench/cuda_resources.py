@@ -1,7 +1,7 @@
 """What the compiled CUDA kernels take of each chip, read from the library: no GPU needed.
 
-`python -m bench.cuda_resources` writes docs/cuda_resources.md from the library that the installation
-built; tests/test_cuda_build.py looks at the same figures.
+`python -m bench.cuda_resources` writes docs/cuda_resources.md from the library that the
+installation built; tests/test_cuda_build.py looks at the same figures.
 """
 
 from __future__ import annotations
@@ -119,9 +119,9 @@ def instructions(library: Path) -> dict[tuple[str, str], dict[str, int]]:
 HEADER = """\
 # What the CUDA kernels take
 
-Written by `python -m bench.cuda_resources` from the built library; `tests/test_cuda_build.py` checks
-the same figures. Registers a thread; spilled bytes a thread (its stack); how many matrix products
-(HMMA), asynchronous 16-byte copies (LDGSTS) and other 16-byte loads stand in the machine code.
+Written by `python -m bench.cuda_resources` from the built library; `tests/test_cuda_build.py`
+checks the same figures. Registers a thread; spilled bytes a thread (its stack); how many matrix
+products (HMMA), asynchronous 16-byte copies (LDGSTS) and other 16-byte loads stand in the code.
 Template arguments: dtype, padded head dimension, and what the kernel's source says.
 
 | chip | kernel | registers | spilled | HMMA | LDGSTS | LDG.128 |

@@ -148,7 +148,9 @@ def score_bars(case: Case, bandwidth: float) -> list[Bar]:
     ]
     if lkv.backend_for("cuda") == "cuda" and case.num_prompt == 32_768:
         calls = [partial(lkv.score_and_evict, *one, budget=128) for one in sets]
-        bars.append(bar(f"{name} score_and_evict / {MOST_EVICT_US:.0f} us", calls, MOST_EVICT_US, 1))
+        bars.append(
+            bar(f"{name} score_and_evict / {MOST_EVICT_US:.0f} us", calls, MOST_EVICT_US, 1)
+        )
     return bars
 
 
@@ -174,7 +176,9 @@ def select_bars(num_prompt: int) -> list[Bar]:
         )
     if lkv.backend_for("cuda") == "cuda" and num_prompt == 32_768:
         calls = [partial(lkv.select, scores, BUDGETS[-1]) for scores in sets]
-        bars.append(bar(f"N={num_prompt} select / {MOST_SELECT_US:.0f} us", calls, MOST_SELECT_US, 1))
+        bars.append(
+            bar(f"N={num_prompt} select / {MOST_SELECT_US:.0f} us", calls, MOST_SELECT_US, 1)
+        )
     return bars
 
 

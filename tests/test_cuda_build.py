@@ -29,7 +29,9 @@ CHIPS = ("sm_80", "sm_90")  # what cmake/cuda.cmake names; 90a is a variant of 9
 
 
 def test_is_built_where_nvcc_is() -> None:
-    assert LIBRARY.is_file(), "nvcc is on PATH: install again, pip install -e . --no-build-isolation"
+    assert LIBRARY.is_file(), (
+        "nvcc is on PATH: install again, pip install -e . --no-build-isolation"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +67,7 @@ def test_no_spills(kernels: list[Kernel]) -> None:
 
 @needs_disassembler
 @pytest.mark.slow
-def test_instructions(
-    kernels: list[Kernel], counts: dict[tuple[str, str], dict[str, int]]
-) -> None:
+def test_instructions(kernels: list[Kernel], counts: dict[tuple[str, str], dict[str, int]]) -> None:
     for kernel in kernels:
         seen = counts[kernel.arch, kernel.symbol]
         assert seen["local memory"] == 0, kernel
