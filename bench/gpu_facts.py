@@ -1,7 +1,7 @@
 """Facts about the GPU, as far as they can be had: `python -m bench.gpu_facts`.
 
-From cuda-python (`cuda.core`) where it is installed, otherwise from torch, which knows neither clocks
-nor the width of the memory bus.
+From cuda-python (`cuda.core`) where it is installed, otherwise from torch, which knows neither
+clocks nor the width of the memory bus.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""bench/gpu_check.sh as far as it goes without a GPU: it finds the package, and tells what is missing."""
+"""bench/gpu_check.sh as far as it goes without a GPU: it finds the package, and goes on."""
 
 from __future__ import annotations
 
