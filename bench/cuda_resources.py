@@ -59,8 +59,8 @@ class Kernel:
 
 def cuobjdump() -> str | None:
     """The program: on PATH, or where Triton's package carries it."""
-    if path := shutil.which("cuobjdump"):
-        return path
+    if on_path := shutil.which("cuobjdump"):
+        return on_path
     spec = importlib.util.find_spec("triton")
     for folder in (spec and spec.submodule_search_locations) or ():
         path = Path(folder) / "backends" / "nvidia" / "bin" / "cuobjdump"

@@ -19,13 +19,11 @@ def run(dtype: torch.dtype, dim: int, prompt: int) -> None:
     # One element more than a row needs: nothing is aligned to 16 bytes.
     wide = torch.randn(2, batch, kv_heads, prompt + rows, dim + 1, device="cuda").to(dtype)
     for key, value in ((wide[0, ..., :dim], wide[1, ..., :dim]), wide[..., :dim].contiguous()):
-        padding = {
-            "leftpad_k": torch.tensor([0, prompt // 3], dtype=torch.int32, device="cuda"),
-            "seqused_k": torch.tensor([prompt, prompt - 5], dtype=torch.int32, device="cuda"),
-        }
-        lse = lkv.lookahead_attention(query, key, value, **padding).lse
+        first = torch.tensor([0, prompt // 3], dtype=torch.int32, device="cuda")
+        last = torch.tensor([prompt, prompt - 5], dtype=torch.int32, device="cuda")
+        lse = lkv.lookahead_attention(query, key, value, leftpad_k=first, seqused_k=last).lse
         lkv.score_and_evict(query, key, value, 40, lse=lse, keep_observation=True, num_sink=2)
-        lkv.score_and_evict(query, key, value, 40, **padding)
+        lkv.score_and_evict(query, key, value, 40, leftpad_k=first, seqused_k=last)
         grad = torch.randn(batch, kv_heads, prompt, device="cuda")
         torch.ops.lookaheadkv.column_scores_backward(grad, query, key)
         whole = torch.randn(batch, heads, prompt + rows, dim, device="cuda").to(dtype)

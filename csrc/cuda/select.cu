@@ -73,7 +73,7 @@ __device__ __forceinline__ void pool_windows(float (&best)[kOwn], const float* s
 }
 
 // Words of one staged sweep, whole vectors.
-constexpr int stage_words(int half) { return (kSweep + 2 * half + 3) / 4 * 4; }
+__host__ __device__ constexpr int stage_words(int half) { return (kSweep + 2 * half + 3) / 4 * 4; }
 
 // One row. A thread holds positions sweep * kSweep + thread * kOwn .. + kOwn - 1 of every sweep.
 // kHalf: half of the pool's window, where it is known at compile time; otherwise 0.
