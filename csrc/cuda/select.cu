@@ -27,6 +27,8 @@ constexpr int kStages = 4;  // sweeps under way: a row must not wait for memory 
 __device__ __forceinline__ void stage_scores(float* staged, const SelectRow& row, int start,
                                              int half) {
   const float* const scores = row.scores();
+  // Copies do not wait for each other; unrolled, each has an address in registers full of keys.
+#pragma unroll 1
   for (int i = thread_index(); i < kSweep + 2 * half; i += kSelectThreads) {
     const int position = start - half + i;
     if (position >= 0 && position < row.length) {
