@@ -14,13 +14,15 @@ namespace lookaheadkv::cuda {
 
 namespace {
 
+constexpr int kRowThreads = 512;  // half of the most: a thread needs registers for its keys
+constexpr int kRowWarps = kRowThreads / 32;
 constexpr int kOwn = 4;                             // neighbouring positions of a thread
-constexpr int kSweep = kOwn * kSelectThreads;       // positions of one sweep of the block
+constexpr int kSweep = kOwn * kRowThreads;          // positions of one sweep of the block
 constexpr int kUsualHalf = 3;                       // of the pool's window: 7
 constexpr int kSweeps = kLongestBlockRow / kSweep;  // at most
-static_assert(kSelectWarps == 32, "a warp adds up the totals of a sweep");
+static_assert(kRowWarps <= 32, "a warp adds up the totals of a sweep");
 
-constexpr int kStages = 4;  // sweeps under way: a row must not wait for memory once a sweep
+constexpr int kStages = 6;  // sweeps under way: a row must not wait for memory once a sweep
 
 // Starts copying the scores of positions start - half .. start + kSweep + half - 1; NaN, which wins
 // no window, outside the row.
@@ -29,7 +31,7 @@ __device__ __forceinline__ void stage_scores(float* staged, const SelectRow& row
   const float* const scores = row.scores();
   // Copies do not wait for each other; unrolled, each has an address in registers full of keys.
 #pragma unroll 1
-  for (int i = thread_index(); i < kSweep + 2 * half; i += kSelectThreads) {
+  for (int i = thread_index(); i < kSweep + 2 * half; i += kRowThreads) {
     const int position = start - half + i;
     if (position >= 0 && position < row.length) {
       copy_async_word(staged + i, scores + position);
@@ -80,17 +82,17 @@ __host__ __device__ constexpr int stage_words(int half) { return (kSweep + 2 * h
 // One row. A thread holds positions sweep * kSweep + thread * kOwn .. + kOwn - 1 of every sweep.
 // kHalf: half of the pool's window, where it is known at compile time; otherwise 0.
 template <int kHalf>
-__global__ void __launch_bounds__(kSelectThreads) select_row_kernel(const SelectParams params) {
+__global__ void __launch_bounds__(kRowThreads) select_row_kernel(const SelectParams params) {
   start_kernel();
   const SelectRow row(params, block_index());
   const int thread = thread_index(), lane = thread % 32, warp = thread / 32;
-  row.fill_slots(kSelectThreads);
+  row.fill_slots(kRowThreads);
   if (row.kept == 0) return;
   const int half = kHalf > 0 ? kHalf : params.half;
   float* const staged = reinterpret_cast<float*>(shared_memory());  // [kStages, stage_words]
   int* const counts = reinterpret_cast<int*>(staged + kStages * stage_words(half));  // [kBins]
   int* const found = counts + kBins;  // digit, wanted
-  int* const totals = found + 2;      // [kSweeps, kSelectWarps]
+  int* const totals = found + 2;      // [kSweeps, kRowWarps]
 
   const bool pool = params.scores != nullptr;
   const auto load = [&](int s) {
@@ -167,7 +169,7 @@ __global__ void __launch_bounds__(kSelectThreads) select_row_kernel(const Select
 #pragma unroll
   for (int s = 0; s < kSweeps; ++s) {
     const int prefix = warp_prefix(counted(s));
-    if (lane == 31) totals[s * kSelectWarps + warp] = prefix;
+    if (lane == 31) totals[s * kRowWarps + warp] = prefix;
   }
   sync_threads();
   int32_t* const out = params.indices + row.row * params.slots;
@@ -175,7 +177,7 @@ __global__ void __launch_bounds__(kSelectThreads) select_row_kernel(const Select
 #pragma unroll
   for (int s = 0; s < kSweeps; ++s) {
     if (s * kSweep >= row.length) continue;
-    const int total = totals[s * kSelectWarps + lane];
+    const int total = lane < kRowWarps ? totals[s * kRowWarps + lane] : 0;
     const int prefix = warp_prefix(total);
     const int own = counted(s);
     const int at = shuffle(prefix - total, warp) + warp_prefix(own) - own;
@@ -240,9 +242,9 @@ void select(const Problem& problem, const float* scores, const SelectOptions& op
     select_long(params, rows, stream, follows);
     return;
   }
-  const int words = kStages * stage_words(params.half) + kBins + 2 + kSweeps * kSelectWarps;
+  const int words = kStages * stage_words(params.half) + kBins + 2 + kSweeps * kRowWarps;
   launch(params.half == kUsualHalf ? select_row_kernel<kUsualHalf> : select_row_kernel<0>, rows,
-         kSelectThreads, words * 4, stream, follows, params);
+         kRowThreads, words * 4, stream, follows, params);
 }
 
 }  // namespace lookaheadkv::cuda
