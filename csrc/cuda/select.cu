@@ -71,6 +71,7 @@ __device__ __forceinline__ void pool_windows(float (&best)[kOwn], const float* s
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       best[i] = staged[i];
+#pragma unroll 1
       for (int w = 1; w <= 2 * half; ++w) best[i] = fmaxf(best[i], staged[i + w]);
     }
   }
