@@ -42,5 +42,10 @@ target_include_directories(lookaheadkv_cuda SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_
 target_compile_definitions(lookaheadkv_cuda PRIVATE USE_CUDA)  # declares the CUDA shims
 # libtorch.so brings libtorch_cuda.so along where it is loaded; a CPU-only torch has none to link.
 target_link_libraries(lookaheadkv_cuda PRIVATE lookaheadkv_torch_stable ${torch_lib_dir}/libtorch.so)
+if(CMAKE_SYSTEM_NAME STREQUAL Linux)
+  # The CPU-only libtorch.so has no symbol of its own: a linker that drops what is not needed here
+  # would drop what brings libtorch_cuda.so along there.
+  target_link_options(lookaheadkv_cuda PRIVATE LINKER:--no-as-needed LINKER:--exclude-libs,ALL)
+endif()
 set_target_properties(lookaheadkv_cuda PROPERTIES SUFFIX .so)
 install(TARGETS lookaheadkv_cuda LIBRARY DESTINATION lookaheadkv_kernels/lib)

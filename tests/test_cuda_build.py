@@ -98,6 +98,7 @@ def test_needs_of_torch_only_the_stable_interface() -> None:
     assert all(re.match(r"(aoti_)?torch_", name) for name in symbols - runtime)
     dynamic = checked([tool("readelf"), "--dynamic", "--wide", LIBRARY])
     assert not re.search(r"\((RPATH|RUNPATH)\)", dynamic)
+    assert "libtorch.so" in dynamic  # which brings libtorch_cuda.so along
     assert "libcudart" not in dynamic  # linked into it: any runtime may be beside it
 
 
