@@ -1,6 +1,7 @@
 """Builds the compiled parts with CMake + Ninja; everything else is in pyproject.toml.
 
 Environment: ``LOOKAHEADKV_CUDA=auto|on|off`` (default auto: where nvcc and sources are found),
+``LOOKAHEADKV_CUDA_ARCHS`` (the chips it is for, see cmake/cuda.cmake; e.g. ``80;90a;100a``),
 ``LOOKAHEADKV_NUMPY=on|off`` (default on; off leaves one ``cp310-abi3`` wheel for every Python),
 ``LOOKAHEADKV_WERROR=on|off`` (default off), ``CMAKE_ARGS`` (appended), ``MAX_JOBS``.
 """
@@ -58,6 +59,8 @@ class CMakeBuild(build_ext):
             f"-DLOOKAHEADKV_NUMPY={NUMPY}",
             f"-DLOOKAHEADKV_WERROR={WERROR}",
         ]
+        if archs := os.environ.get("LOOKAHEADKV_CUDA_ARCHS"):
+            configure.append(f"-DLOOKAHEADKV_CUDA_ARCHS={archs}")
         if NUMPY == "on":
             import pybind11
 

@@ -1,4 +1,24 @@
-# kernel_check: the C++ test of the CPU kernels (tests/test_sanitizers.py builds and runs it).
-add_executable(kernel_check tests/cpp/kernel_check.cpp tests/cpp/check_units.cpp
-                            tests/cpp/check_select.cpp tests/cpp/check_shapes.cpp)
+# kernel_check: the C++ test of the CPU kernels. cuda_kernel_check: the sources of the CUDA kernels as
+# plain C++, on emulated instructions. tests/test_sanitizers.py and test_cuda_emulation.py run them.
+set(checks ${PROJECT_SOURCE_DIR}/tests/cpp)
+add_executable(kernel_check ${checks}/kernel_check.cpp ${checks}/check.cpp ${checks}/reference.cpp
+                            ${checks}/check_units.cpp ${checks}/check_select.cpp
+                            ${checks}/check_shapes.cpp)
 target_link_libraries(kernel_check PRIVATE lookaheadkv_cpu_kernels)
+
+if(TARGET lookaheadkv_cuda)
+  return()  # a file has one language in a build: nvcc's there, the host compiler's here
+endif()
+file(GLOB cuda_kernel_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/cuda/*.cu)
+set_source_files_properties(${cuda_kernel_sources} PROPERTIES LANGUAGE CXX
+                            COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas;-Wno-unused-variable")
+# Of the CPU kernels, select on the portable instruction set: its indices are to be the same.
+add_executable(
+  cuda_kernel_check EXCLUDE_FROM_ALL
+  ${cuda_kernel_sources} ${checks}/cuda_emulation/fibers.cpp ${checks}/cuda_kernel_check.cpp
+  ${checks}/check_cuda_shapes.cpp ${checks}/check_cuda_select.cpp ${checks}/check_cuda_units.cpp
+  ${checks}/check.cpp ${checks}/reference.cpp ${PROJECT_SOURCE_DIR}/csrc/cpu/select.cpp
+  ${PROJECT_SOURCE_DIR}/csrc/cpu/isa/dispatch.cpp ${PROJECT_SOURCE_DIR}/csrc/cpu/isa/portable.cpp)
+# The emulation's headers come first: they stand for those of the same names in csrc/cuda.
+target_include_directories(cuda_kernel_check PRIVATE ${checks}/cuda_emulation
+                                                     ${PROJECT_SOURCE_DIR}/csrc ${checks})

@@ -1,5 +1,5 @@
-// What the parts of kernel_check share: counting, executors, and strided tensors on storage of
-// exactly their size.
+// What the C++ tests share: counting, executors, and strided tensors on storage of exactly their
+// size.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +17,9 @@ namespace lookaheadkv::cpu {
 
 // Counts, and prints what failed.
 void check(bool ok, const std::string& what);
+
+// Prints the counts; the exit status of the program.
+int summary();
 
 // Makes the kernels use one of supported_isas().
 void use_isa(const std::string& name);

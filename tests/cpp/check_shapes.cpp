@@ -4,149 +4,12 @@
 #include <algorithm>
 #include <cmath>
 
-#include "check.h"
 #include "cpu/isa/tile_ops.h"
+#include "reference.h"
 
 namespace lookaheadkv::cpu {
 
 namespace {
-
-struct Shape {
-  int64_t batch, num_kv_heads, group, num_rows, num_prompt, head_dim;
-};
-
-struct Inputs {
-  Problem p;
-  DType dtype;
-  std::vector<int32_t> leftpad, seqused;  // what p may point to
-  StridedTensor q, k, v;
-  std::vector<float> grad;       // of the scores
-  std::vector<int32_t> indices;  // [B, Hkv, kept], some of them -1
-  int64_t kept;
-
-  Inputs(const Shape& s, DType dtype, bool padded, double scale, int turn, std::mt19937& random)
-      : dtype(dtype),
-        leftpad(static_cast<size_t>(s.batch), 0),
-        seqused(static_cast<size_t>(s.batch), static_cast<int32_t>(s.num_prompt)),
-        q(dtype, layout(turn + 2), s.batch, s.num_kv_heads * s.group, s.num_rows, s.head_dim,
-          random),
-        k(dtype, layout(turn), s.batch, s.num_kv_heads, s.num_prompt + s.num_rows, s.head_dim,
-          random),
-        v(dtype, layout(turn + 1), s.batch, s.num_kv_heads, s.num_prompt + s.num_rows, s.head_dim,
-          random),
-        grad(static_cast<size_t>(s.batch * s.num_kv_heads * s.num_prompt)),
-        kept(s.num_prompt / 3 + 2) {
-    p = {s.batch,        s.num_kv_heads * s.group,
-         s.num_kv_heads, s.num_rows,
-         s.num_prompt,   s.head_dim,
-         scale,          nullptr,
-         nullptr};
-    std::normal_distribution<float> normal;
-    for (float& g : grad) g = normal(random);
-    if (padded) {
-      for (int64_t b = 0; b < s.batch; ++b) {
-        leftpad[b] = static_cast<int32_t>(s.num_prompt * (b + 1) / 5);
-        seqused[b] = static_cast<int32_t>(s.num_prompt - s.num_prompt / (7 + b));
-        // Padding may hold anything.
-        for (StridedTensor* tensor : {&k, &v}) {
-          tensor->fill_with_nan(b, 0, leftpad[b]);
-          tensor->fill_with_nan(b, seqused[b], s.num_prompt);
-        }
-      }
-      p.leftpad_k = leftpad.data();
-      p.seqused_k = seqused.data();
-    }
-    std::uniform_int_distribution<int32_t> any(0,
-                                               static_cast<int32_t>(s.num_prompt + s.num_rows - 1));
-    for (int64_t i = 0; i < s.batch * s.num_kv_heads * kept; ++i) {
-      indices.push_back(i % kept == kept - 1 ? -1 : any(random));
-    }
-  }
-
-  static Layout layout(int turn) { return static_cast<Layout>(turn % kLayouts); }
-};
-
-struct Expected {
-  std::vector<double> out, lse, scores, grad_query, grad_key;
-  std::vector<char> kept_key, kept_value;
-};
-
-double dot(const double* a, const double* b, int64_t n) {
-  double sum = 0;
-  for (int64_t c = 0; c < n; ++c) sum += a[c] * b[c];
-  return sum;
-}
-
-void add(double weight, const double* from, double* to, int64_t n) {
-  for (int64_t c = 0; c < n; ++c) to[c] += weight * from[c];
-}
-
-// One query row; `seen` are the keys it sees.
-void add_row(const Inputs& in, int64_t b, int64_t h, int64_t i, const std::vector<int64_t>& seen,
-             Expected& e) {
-  const Problem& p = in.p;
-  const int64_t d = p.head_dim, n = p.num_prompt, group = p.num_heads / p.num_kv_heads;
-  const int64_t kv = h / group, kv_row = b * p.num_kv_heads + kv;
-  const int64_t row = (b * p.num_heads + h) * p.num_rows + i;
-  const double weight = 1.0 / static_cast<double>(group * p.num_rows);
-  std::vector<double> prob;
-  for (const int64_t j : seen)
-    prob.push_back(p.scale * dot(in.q.row(b, h, i), in.k.row(b, kv, j), d));
-  const double maximum = *std::max_element(prob.begin(), prob.end());
-  double sum = 0, delta = 0;
-  for (double& x : prob) sum += x = std::exp(x - maximum);
-  e.lse[row] = maximum + std::log(sum);
-  const auto upstream = [&](int64_t j) { return j < n ? in.grad[kv_row * n + j] : 0.0; };
-  for (size_t at = 0; at < seen.size(); ++at) {
-    const int64_t j = seen[at];
-    prob[at] /= sum;
-    if (j < n) e.scores[kv_row * n + j] += weight * prob[at];
-    delta += prob[at] * upstream(j);
-    add(prob[at], in.v.row(b, kv, j), &e.out[row * d], d);
-  }
-  for (size_t at = 0; at < seen.size(); ++at) {
-    const int64_t j = seen[at];
-    const double ds = p.scale * weight * prob[at] * (upstream(j) - delta);
-    add(ds, in.k.row(b, kv, j), &e.grad_query[row * d], d);
-    add(ds, in.q.row(b, h, i), &e.grad_key[(kv_row * (n + p.num_rows) + j) * d], d);
-  }
-}
-
-Expected reference(const Inputs& in) {
-  const Problem& p = in.p;
-  const int64_t keys = p.num_prompt + p.num_rows;
-  const auto size = [](int64_t a, int64_t b, int64_t c, int64_t d) {
-    return static_cast<size_t>(a * b * c * d);
-  };
-  Expected e;
-  e.out.resize(size(p.batch, p.num_heads, p.num_rows, p.head_dim));
-  e.lse.resize(size(p.batch, p.num_heads, p.num_rows, 1));
-  e.scores.resize(size(p.batch, p.num_kv_heads, p.num_prompt, 1));
-  e.grad_query.resize(e.out.size());
-  e.grad_key.resize(size(p.batch, p.num_kv_heads, keys, p.head_dim));
-  for (int64_t b = 0; b < p.batch; ++b) {
-    for (int64_t i = 0; i < p.num_rows; ++i) {
-      std::vector<int64_t> seen;
-      for (int64_t j = in.leftpad[b]; j < in.seqused[b]; ++j) seen.push_back(j);
-      for (int64_t j = 0; j <= i; ++j) seen.push_back(p.num_prompt + j);
-      for (int64_t h = 0; h < p.num_heads; ++h) add_row(in, b, h, i, seen, e);
-    }
-  }
-  for (size_t at = 0; at < in.indices.size(); ++at) {
-    const int64_t head = static_cast<int64_t>(at) / in.kept;
-    const int64_t b = head / p.num_kv_heads, h = head % p.num_kv_heads;
-    for (const auto& [tensor, out] :
-         {std::pair{&in.k, &e.kept_key}, std::pair{&in.v, &e.kept_value}}) {
-      if (in.indices[at] < 0) {
-        out->insert(out->end(), static_cast<size_t>(tensor->row_size()), '\0');
-      } else {
-        const char* row = tensor->row_bytes(b, h, in.indices[at]);
-        out->insert(out->end(), row, row + tensor->row_size());
-      }
-    }
-  }
-  return e;
-}
 
 // What the kernels write; at first all NaN.
 struct Fused {
@@ -201,29 +64,6 @@ struct Separate {
            same_bits(kept_key, other.kept_key) && same_bits(kept_value, other.kept_value);
   }
 };
-
-// Largest error relative to the largest expected value.
-template <class Get>
-double relative_error(const std::vector<double>& expected, const Get& actual) {
-  double error = 0, size = 1e-30;
-  for (size_t i = 0; i < expected.size(); ++i) {
-    const double value = actual(i);
-    if (std::isnan(value)) return INFINITY;
-    error = std::max(error, std::abs(value - expected[i]));
-    size = std::max(size, std::abs(expected[i]));
-  }
-  return error / size;
-}
-
-double error_of(const std::vector<double>& expected, const std::vector<float>& actual) {
-  return relative_error(expected, [&](size_t i) { return static_cast<double>(actual[i]); });
-}
-
-double error_of(const std::vector<double>& expected, const std::vector<char>& actual, DType dtype) {
-  const size_t size = static_cast<size_t>(element_size(dtype));
-  return relative_error(expected,
-                        [&](size_t i) { return decode(actual.data() + i * size, dtype); });
-}
 
 // Everything the kernels do for one call, on one instruction set. Emulated AMX takes most of the
 // time of all: `brief` leaves out what does not depend on the instruction set.

@@ -1,7 +1,7 @@
-"""Triton's kernels on a GPU: right, without a host sync, in graphs, streams and compiled code.
+"""Both GPU backends on a GPU: right, without a host sync, in graphs, streams and compiled code.
 
-``pytest -m gpu tests/test_triton_gpu.py``; nothing of it runs without a GPU. The op tests run there
-as well: ``LOOKAHEADKV_BACKEND=triton pytest tests/test_ops.py``.
+``pytest -m gpu``, with ``-k cuda`` or ``-k triton`` for one of them; nothing of it runs without a
+GPU. The op tests run there as well: ``LOOKAHEADKV_BACKEND=cuda pytest tests/test_ops.py``.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from lookaheadkv_kernels import python_ref, triton
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(
-        not torch.cuda.is_available() or not triton.available() or triton.interpreting(),
-        reason="needs a GPU and Triton",
+        not torch.cuda.is_available() or triton.interpreting(), reason="needs a GPU"
     ),
 ]
 
@@ -32,10 +31,14 @@ OPS = torch.ops.lookaheadkv
 DEVICE = torch.device("cuda")
 
 
-@pytest.fixture(autouse=True)
-def on_triton() -> Iterator[None]:
-    lk.set_backend("triton")
-    yield
+@pytest.fixture(autouse=True, params=["cuda", "triton"])
+def gpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The backend under test."""
+    name = str(request.param)
+    if name not in lk.available_backends():
+        pytest.skip(f"no {name} backend here")
+    lk.set_backend(name)
+    yield name
     lk.set_backend(None)
 
 

@@ -1,0 +1,104 @@
+#!/usr/bin/env bash
+# Everything a GPU can tell, in one call of at most ten minutes, offline: the gpu tests of both
+# backends, compute-sanitizer, the op tests, the speed bars. One failure does not stop the others.
+#
+#   bench/gpu_check.sh [FOLDER]     logs and JSON go to FOLDER (default: build/gpu_check)
+#
+# Works in an environment with the package installed, and in a plain tree whose
+# lookaheadkv_kernels/lib/*.so were built elsewhere. PYTHON names the interpreter.
+set -uo pipefail
+ROOT=$(realpath "$(dirname "$0")/..")
+OUT=$(realpath -m "${1:-$ROOT/build/gpu_check}")
+PYTHON=${PYTHON:-python3}
+mkdir -p "$OUT"
+export PYTHONDONTWRITEBYTECODE=1
+DEADLINE=$((SECONDS + ${GPU_CHECK_SECONDS:-570}))
+NAMES=() RESULTS=() NOTES=()
+
+# Everything runs in a folder of links, which Python looks into first: the benchmarks, which are not
+# installed; and the package, unless it is installed, with the oracle as the submodule it becomes.
+LINKS=$(mktemp -d)
+trap 'rm -rf "$LINKS"' EXIT
+cd "$LINKS" || exit 1
+ln -s "$ROOT/bench" bench
+if ! "$PYTHON" -c 'import lookaheadkv_kernels.python_ref' 2> "$OUT/import.log"; then
+  mkdir lookaheadkv_kernels
+  ln -s "$ROOT"/lookaheadkv_kernels/* lookaheadkv_kernels/
+  ln -s "$ROOT/python_ref" lookaheadkv_kernels/python_ref
+fi
+export PYTHONPATH="$LINKS${PYTHONPATH:+:$PYTHONPATH}"
+
+# step NAME SECONDS COMMAND...: runs it with its own log; a last line of the log becomes the note.
+step() {
+  local name=$1 limit=$2 log="$OUT/$1.log" left=$((DEADLINE - SECONDS)) start=$SECONDS code
+  shift 2
+  NAMES+=("$name")
+  if ((left < 10)); then
+    RESULTS+=("NOT RUN") NOTES+=("no time left")
+    return
+  fi
+  timeout --kill-after=10 $((limit < left ? limit : left)) "$@" > "$log" 2>&1
+  code=$?
+  case $code in
+    0) RESULTS+=("ok") ;;
+    124 | 137) RESULTS+=("TOO LONG") ;;
+    *) RESULTS+=("FAILED ($code)") ;;
+  esac
+  NOTES+=("$((SECONDS - start)) s: $(grep -v '^ *$' "$log" | tail -n 1 | cut -c 1-100)")
+}
+
+skip() {
+  NAMES+=("$1") RESULTS+=("skipped") NOTES+=("$2")
+}
+
+has() { "$PYTHON" -c "import $1" 2> /dev/null; }
+
+step device 120 "$PYTHON" -m bench.gpu_facts --json "$OUT/device.json"
+backends=$("$PYTHON" -c 'import lookaheadkv_kernels as lkv; print(*lkv.available_backends())' 2>> "$OUT/import.log")
+for backend in cuda triton; do
+  if [[ " $backends " != *" $backend "* ]]; then
+    skip "$backend" "no such backend here, available: ${backends:-none, see import.log}"
+    continue
+  fi
+  if has pytest && has hypothesis; then
+    step "$backend-tests" 150 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu \
+      -k "$backend" "$ROOT"/tests/test_gpu.py "$ROOT"/tests/test_cuda_gpu.py
+    step "$backend-ops" 120 env LOOKAHEADKV_BACKEND=$backend "$PYTHON" -m pytest -q \
+      -p no:cacheprovider --cases-per-test 12 "$ROOT"/tests/test_ops.py "$ROOT"/tests/test_select.py \
+      "$ROOT"/tests/test_gather.py "$ROOT"/tests/test_gradients.py
+  else
+    skip "$backend-tests" "pytest and hypothesis are needed"
+  fi
+  step "$backend-bars" 150 env LOOKAHEADKV_BACKEND=$backend "$PYTHON" -m bench.gpu_bars \
+    --json "$OUT/$backend-bars.json"
+done
+
+if [[ " $backends " == *" cuda "* ]]; then
+  sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2> /dev/null | tail -n 1)
+  if [[ -n $sanitizer ]]; then
+    for tool in memcheck racecheck; do
+      step "cuda-$tool" 90 env LOOKAHEADKV_BACKEND=cuda PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+        "$sanitizer" --tool $tool --error-exitcode 9 "$PYTHON" -m bench.gpu_small
+    done
+  else
+    skip cuda-memcheck "compute-sanitizer not found"
+    skip cuda-racecheck "compute-sanitizer not found"
+  fi
+fi
+
+{
+  echo
+  for i in "${!NAMES[@]}"; do
+    printf '%-16s %-12s %s\n' "${NAMES[$i]}" "${RESULTS[$i]}" "${NOTES[$i]}"
+  done
+} | tee "$OUT/summary.txt"
+"$PYTHON" - "$OUT" "${NAMES[@]}" -- "${RESULTS[@]}" << 'END'
+import json, sys
+
+folder, *rest = sys.argv[1:]
+split = rest.index("--")
+summary = dict(zip(rest[:split], rest[split + 1 :]))
+with open(f"{folder}/summary.json", "w") as file:
+    json.dump(summary, file, indent=1)
+sys.exit(any(result not in ("ok", "skipped") for result in summary.values()))
+END

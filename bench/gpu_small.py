@@ -1,0 +1,47 @@
+"""Every op once on small shapes: `compute-sanitizer python -m bench.gpu_small`.
+
+No results are compared; tests/test_gpu.py does that. Shapes take every kernel through its edges:
+several splits, padding, rows that are not aligned, every padded head dimension, long and short
+rows of scores, wide pools.
+"""
+
+from __future__ import annotations
+
+import torch
+
+import lookaheadkv_kernels as lkv
+
+
+def run(dtype: torch.dtype, dim: int, prompt: int) -> None:
+    """All ops for one dtype and shape."""
+    batch, heads, kv_heads, rows = 2, 6, 2, 17
+    query = torch.randn(batch, heads, rows, dim, device="cuda").to(dtype)
+    # One element more than a row needs: nothing is aligned to 16 bytes.
+    wide = torch.randn(2, batch, kv_heads, prompt + rows, dim + 1, device="cuda").to(dtype)
+    for key, value in ((wide[0, ..., :dim], wide[1, ..., :dim]), wide[..., :dim].contiguous()):
+        first = torch.tensor([0, prompt // 3], dtype=torch.int32, device="cuda")
+        last = torch.tensor([prompt, prompt - 5], dtype=torch.int32, device="cuda")
+        lse = lkv.lookahead_attention(query, key, value, leftpad_k=first, seqused_k=last).lse
+        lkv.score_and_evict(query, key, value, 40, lse=lse, keep_observation=True, num_sink=2)
+        lkv.score_and_evict(query, key, value, 40, leftpad_k=first, seqused_k=last)
+        grad = torch.randn(batch, kv_heads, prompt, device="cuda")
+        torch.ops.lookaheadkv.column_scores_backward(grad, query, key)
+        whole = torch.randn(batch, heads, prompt + rows, dim, device="cuda").to(dtype)
+        lkv.prefill_attention(whole, key, value, rows)
+
+
+def main() -> None:
+    """Run, and wait for the device."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for dim, prompt in ((64, 300), (96, 129), (128, 257), (256, 65), (40, 70)):
+            run(dtype, dim, prompt)
+    for length in (31, 5_000, 40_000):
+        scores = torch.randn(1, 2, length, device="cuda")
+        for pool in (1, 7, 201):
+            lkv.select(scores, length // 3, pool_kernel=pool, num_sink=1, num_recent=2)
+    torch.cuda.synchronize()
+    print(f"all ops ran on {lkv.backend_for('cuda')}")
+
+
+if __name__ == "__main__":
+    main()

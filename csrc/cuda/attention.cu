@@ -1,0 +1,148 @@
+// Room 1: attention of the folded observation rows, split over the keys.
+//
+// Rows are too few to fill a chip, so the keys are cut into splits; each split writes its
+// normalised output and base-2 log-sum-exp, and a small kernel weighs them together in the order of
+// the splits: no atomics, the same bits every time. Without `out` the parts of the log-sum-exp go
+// straight to the kernel of the scores, which weighs them itself.
+#include "cuda/attention_fma.cuh"
+#include "cuda/attention_mma.cuh"
+#include "cuda/device_problem.h"
+#include "cuda/kernels.h"
+#include "cuda/launch.cuh"
+
+namespace lookaheadkv::cuda {
+
+namespace {
+
+constexpr int kCombineThreads = 128;
+constexpr int64_t kMinTiles = 4;
+
+// out [rows, D] (if there are parts of it) and lse [rows]; one warp a row. Rows of part s of a unit
+// begin at (unit * splits + s) * folded.
+template <class T>
+__global__ void __launch_bounds__(kCombineThreads)
+    combine_kernel(const AttentionParams params, const int64_t rows) {
+  start_kernel();
+  const int lane = thread_index() % 32;
+  const int head_dim = params.out_parts != nullptr ? params.problem.head_dim : 0;
+  const int folded = params.problem.folded, splits = params.num_splits;
+  const int64_t row = block_index() * (kCombineThreads / 32) + thread_index() / 32;
+  if (row >= rows) return;
+  const int64_t first = row / folded * splits * folded + row % folded;
+  float peak = -INFINITY;
+  for (int s = lane; s < splits; s += 32) {
+    peak = fmaxf(peak, params.lse_parts[first + static_cast<int64_t>(s) * folded]);
+  }
+  peak = warp_max(peak);
+  float total = 0.0f, out[4][2] = {};
+  for (int s = 0; s < splits; ++s) {
+    const int64_t part = first + static_cast<int64_t>(s) * folded;
+    const float weight = exp2_approx(params.lse_parts[part] - peak);
+    total += weight;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int d = 64 * i + 2 * lane;
+      if (d >= head_dim) continue;
+      const float* const from = params.out_parts + part * head_dim + d;
+      out[i][0] += weight * from[0];
+      out[i][1] += weight * from[1];
+    }
+  }
+  if (lane == 0) params.out_lse[row] = (peak + log2_approx(total)) * kLn2;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int d = 64 * i + 2 * lane;
+    if (d >= head_dim) continue;
+    T* const to = static_cast<T*>(params.out) + row * head_dim + d;
+    const float a = out[i][0] / total, b = out[i][1] / total;
+    if constexpr (sizeof(T) == 4) {
+      to[0] = a;
+      to[1] = b;
+    } else {
+      *reinterpret_cast<uint32_t*>(to) = pack<T>(a, b);
+    }
+  }
+}
+
+// How one dtype and head dimension is cut, and its kernel.
+struct Plan {
+  void (*kernel)(AttentionParams);
+  int threads, shared, rows, keys;
+  int resident;  // blocks a multiprocessor holds, about
+};
+
+template <bool kWithValue>
+Plan plan_of(DType dtype, int64_t head_dim) {
+  if (dtype == DType::kFloat32) {
+    const int tiles = kWithValue ? 3 : 2;
+    return {attention_fma_kernel<kWithValue>,
+            kFmaThreads,
+            tiles * fma_tile_floats(static_cast<int>(head_dim)) * 4,
+            kFmaRows,
+            kFmaRows,
+            2};
+  }
+  Plan plan = {};
+  with_matrix_type(dtype, head_dim, [&](auto type, auto dim) {
+    using Tile = AttentionTile<dim(), kWithValue>;
+    plan = {attention_mma_kernel<decltype(type), dim(), kWithValue>,
+            Tile::kThreads,
+            Tile::kSharedBytes,
+            Tile::kRows,
+            Tile::kKeys,
+            Tile::kResident};
+  });
+  return plan;
+}
+
+}  // namespace
+
+int multiprocessors_of_current_device() { return multiprocessors(); }
+
+RowLse attention(const Problem& problem, const TensorView& query, const TensorView& key,
+                 const TensorView& value, void* out, float* lse, Workspace& workspace,
+                 const Device& device) {
+  const Plan plan = out != nullptr ? plan_of<true>(query.dtype, problem.head_dim)
+                                   : plan_of<false>(query.dtype, problem.head_dim);
+  AttentionParams params = {};
+  params.problem = device_problem(problem, query, key, value);
+  const int64_t units = problem.batch * problem.num_kv_heads;
+  const int64_t folded = problem.group() * problem.num_rows;
+  params.row_tiles = static_cast<int32_t>(ceil_div(folded, plan.rows));
+  const Splits splits =
+      split_keys(units * params.row_tiles, ceil_div(problem.num_keys(), plan.keys),
+                 int64_t{plan.resident} * device.num_sms, kMinTiles);
+  params.num_splits = splits.count;
+  params.tiles_per_split = splits.tiles;
+  params.out = out;
+  params.out_lse = lse;
+  params.lse_parts = workspace.take<float>(units * splits.count * folded);
+  const bool combine = splits.count > 1 && (out != nullptr || lse != nullptr);
+  if (combine && out != nullptr) {
+    params.out_parts = workspace.take<float>(units * splits.count * folded * problem.head_dim);
+  }
+  if (workspace.counting()) return {};
+  const auto stream = static_cast<Stream>(device.stream);
+  launch(plan.kernel, units * splits.count * params.row_tiles, plan.threads, plan.shared, stream,
+         false, params);
+  if (combine) {
+    with_dtype(query.dtype, [&](auto type) {
+      launch(combine_kernel<decltype(type)>, ceil_div(units * folded, kCombineThreads / 32),
+             kCombineThreads, 0, stream, true, params, units * folded);
+    });
+  }
+  return {nullptr, 0, params.lse_parts, splits.count};
+}
+
+RowLse prefill_attention(const Problem& problem, const TensorView& query, const TensorView& key,
+                         const TensorView& value, void* out, float* lse, Workspace& workspace,
+                         const Device& device) {
+  // All S rows are rows of their own over no prompt.
+  Problem all = problem;
+  all.num_rows = problem.num_keys();
+  all.num_prompt = 0;
+  attention(all, query, key, value, out, lse, workspace, device);
+  return {lse + problem.num_prompt, all.num_rows, nullptr, 0};
+}
+
+}  // namespace lookaheadkv::cuda

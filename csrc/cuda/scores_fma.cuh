@@ -1,0 +1,61 @@
+// Column scores in plain fp32.
+#pragma once
+
+#include "cuda/fma_tile.cuh"
+#include "cuda/scores_params.cuh"
+
+namespace lookaheadkv::cuda {
+
+inline int column_scores_fma_shared(int64_t head_dim) {
+  return (2 * fma_tile_floats(static_cast<int>(head_dim)) + kFmaThreads) * 4;
+}
+
+// A lane has one key of the tile and adds up its warp's rows.
+__global__ void __launch_bounds__(kFmaThreads) column_scores_fma_kernel(const ScoresParams params) {
+  start_kernel();
+  const DeviceProblem& p = params.problem;
+  ScoresBlock block(params, kFmaRows);
+  const Head head(p, block.unit);
+  float* const out = params.out + block.unit * p.num_prompt;
+  block.skip_padding(head, kFmaRows, kFmaThreads, out);
+  const int lane = thread_index() % 32, warp = thread_index() / 32;
+  const int tile_floats = kFmaRows * fma_pitch(p.head_dim);
+  float* const queries = reinterpret_cast<float*>(shared_memory());
+  float* const keys = queries + tile_floats;
+  float* const sums = keys + tile_floats;  // [warps, 32]
+
+  for (int tile = block.tile_end - 1; tile >= block.tile_begin; --tile) {
+    const int start = tile * kFmaRows;
+    sync_threads();  // nobody reads the tile before any more
+    load_fma_tile<float>(keys, p.head_dim, p.key.vector, [&](int r) {
+      return head.exists(start + r) ? head.of<float>(p.key) + (start + r) * p.key.stride_s
+                                    : nullptr;
+    });
+    float sum = 0.0f;
+    for (int row_begin = 0; row_begin < p.folded; row_begin += kFmaRows) {
+      sync_threads();
+      load_fma_tile<float>(queries, p.head_dim, p.query.vector, [&](int r) {
+        return row_begin + r < p.folded ? head.query_row<float>(row_begin + r) : nullptr;
+      });
+      sync_threads();
+      float logits[kFmaWarpRows];
+      multiply_rows(logits, queries, keys, p.head_dim);
+#pragma unroll
+      for (int i = 0; i < kFmaWarpRows; ++i) {
+        const float lse2 = row_lse2(params, block.unit, row_begin + warp * kFmaWarpRows + i);
+        sum += exp2_approx(logits[i] * p.scale_log2 - lse2);
+      }
+    }
+    sums[thread_index()] = sum;
+    sync_threads();
+    const int j = start + lane;
+    if (warp == 0 && j >= head.first && j < head.last) {
+      float all = 0.0f;
+#pragma unroll
+      for (int w = 0; w < kFmaWarps; ++w) all += sums[w * 32 + lane];
+      out[j] = all * params.weight;
+    }
+  }
+}
+
+}  // namespace lookaheadkv::cuda

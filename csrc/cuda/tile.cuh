@@ -1,0 +1,106 @@
+// 16-bit tiles: how key and value rows lie in shared memory, and how they and the query become
+// fragments of mma.m16n8k16.
+#pragma once
+
+#include "cuda/problem.cuh"
+
+namespace lookaheadkv::cuda {
+
+// Rows of D elements as 16-byte chunks. The eight rows that one matrix load touches must lie in
+// different banks: chunks are permuted by the row where a row is a multiple of 128 bytes, otherwise
+// rows are one chunk longer.
+template <int D>
+struct TileShape {
+  static constexpr int kChunks = D / 8;
+  static constexpr bool kPermuted = kChunks % 8 == 0;
+  static constexpr int kPitch = kPermuted ? kChunks : kChunks + 1;
+  static_assert(kPermuted || kPitch % 2 == 1, "rows would share banks");
+
+  static constexpr int bytes(int rows) { return rows * kPitch * 16; }
+  // Byte offset of a chunk.
+  __device__ __forceinline__ static int offset(int row, int chunk) {
+    return (row * kPitch + (kPermuted ? chunk ^ (row & 7) : chunk)) * 16;
+  }
+};
+
+// Eight elements from an address that is aligned to one element only.
+template <class T>
+__device__ __forceinline__ Bytes16 load_elements(const T* from) {
+  Bytes16 bytes;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    bytes.words[i] = static_cast<uint32_t>(from[2 * i].bits) |
+                     (static_cast<uint32_t>(from[2 * i + 1].bits) << 16);
+  }
+  return bytes;
+}
+
+// Starts copying keys start .. start + kRows - 1 of one head into `tile`; whatever no row sees, and
+// the columns past the head dimension, become zeros, so that NaN in padding stays there.
+template <class T, int D, int kRows, int kThreads>
+__device__ __forceinline__ void load_tile(char* tile, const Head& head, const DeviceTensor& tensor,
+                                          int start) {
+  using Shape = TileShape<D>;
+  const T* const rows = head.of<T>(tensor);
+  static_assert(kRows * Shape::kChunks % kThreads == 0, "every thread copies as many chunks");
+  // Unrolled, every copy has addresses of its own in registers, which are full where D is 256.
+  constexpr int kUnroll = D > 128 ? 1 : 2;
+#pragma unroll kUnroll
+  for (int i = 0; i < kRows * Shape::kChunks / kThreads; ++i) {
+    const int at = i * kThreads + thread_index();
+    const int row = at / Shape::kChunks, chunk = at % Shape::kChunks;
+    const bool fetch = chunk * 8 < head.p.head_dim && head.exists(start + row);
+    char* const to = tile + Shape::offset(row, chunk);
+    const T* const from = fetch ? rows + (start + row) * tensor.stride_s + chunk * 8 : rows;
+    if (tensor.vector) {
+      copy_async(to, from, fetch);
+    } else {
+      *reinterpret_cast<Bytes16*>(to) = fetch ? load_elements(from) : Bytes16{};
+    }
+  }
+}
+
+// Sixteen columns, from 16 * step, of query rows `low` and `low + 8`, as fragment a of mma.
+// Straight from device memory: the rows are read once, by one warp.
+template <class T>
+__device__ __forceinline__ void load_query(uint32_t (&a)[4], const Head& head, int low, int step) {
+  const int pair = 16 * step + 2 * (thread_index() % 4);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = low + 8 * half;
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+      const int column = pair + 8 * part;
+      uint32_t two = 0;
+      if (row < head.p.folded && column < head.p.head_dim) {
+        const T* const from = head.query_row<T>(row) + column;
+        two = head.p.query.vector ? *reinterpret_cast<const uint32_t*>(from)
+                                  : static_cast<uint32_t>(from[0].bits) |
+                                        (static_cast<uint32_t>(from[1].bits) << 16);
+      }
+      a[half + 2 * part] = two;
+    }
+  }
+}
+
+// Fragments b of mma for keys first_key .. + 15 (two of them: r[0], r[1] and r[2], r[3]) and the
+// sixteen columns of `step`.
+template <int D>
+__device__ __forceinline__ void load_key_fragments(uint32_t (&r)[4], const char* tile,
+                                                   int first_key, int step) {
+  const int lane = thread_index() % 32;
+  const int key = first_key + lane % 8 + (lane >= 16 ? 8 : 0);
+  load_matrices(r, tile + TileShape<D>::offset(key, 2 * step + lane / 8 % 2));
+}
+
+// Fragments b of mma for value rows first_key .. + 15 and columns 16 * column_step .. + 15: r[0],
+// r[1] for the first eight columns, r[2], r[3] for the others.
+template <int D>
+__device__ __forceinline__ void load_value_fragments(uint32_t (&r)[4], const char* tile,
+                                                     int first_key, int column_step) {
+  const int lane = thread_index() % 32;
+  const int chunk = 2 * column_step + lane / 16;
+  load_matrices_transposed(r, tile + TileShape<D>::offset(first_key + lane % 16, chunk));
+}
+
+}  // namespace lookaheadkv::cuda

@@ -1,0 +1,39 @@
+// What the parts of cuda_kernel_check share.
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+#include "cuda/kernels.h"
+#include "reference.h"
+
+namespace lookaheadkv::cuda {
+
+// check_cuda_units.cpp, check_cuda_shapes.cpp, check_cuda_select.cpp
+void check_emulation();
+void check_splits();
+void check_shapes();
+void check_prefill();
+void check_select();
+
+// Makes the chip that kernels are cut for one of `num_sms` multiprocessors.
+Device chip(int num_sms);
+
+// Calls body(workspace) as the torch ops do: to count, then with memory of exactly that size, all
+// NaN, aligned as torch's allocator does.
+template <class Body>
+void with_workspace(const Body& body) {
+  Workspace counted;
+  body(counted);
+  const size_t bytes = static_cast<size_t>(counted.size());
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 512, bytes) != 0) std::abort();
+  std::memset(memory, 0xff, bytes);
+  Workspace workspace(memory);
+  body(workspace);
+  cpu::check(workspace.size() == counted.size(), "the workspace is counted right");
+  std::free(memory);
+}
+
+}  // namespace lookaheadkv::cuda
