@@ -110,7 +110,7 @@ def instructions(library: Path) -> dict[tuple[str, str], dict[str, int]]:
             arch = match[1]
         elif match := re.match(r"\s*Function : (\w+)", line):
             current = counts.setdefault((arch, match[1]), dict.fromkeys(patterns, 0))
-        elif "/*0" in line:
+        elif ";" in line:  # every instruction ends with one
             for name, pattern in patterns.items():
                 current[name] += pattern.search(line) is not None
     return counts
