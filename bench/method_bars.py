@@ -142,6 +142,10 @@ class MeasuredCache(EvictableCache):
 
     peak = 0
 
+    def fork(self) -> MeasuredCache:
+        """Itself: a prefill works on a fork, and this one starts empty and is not kept."""
+        return self
+
     def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append, then look."""
         found = super().update(*args, **kwargs)
