@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything a GPU can tell, in one call of at most ten minutes, offline: the gpu tests of both
-# backends, compute-sanitizer, the op tests, the speed bars. One failure does not stop the others.
+# backends, compute-sanitizer, the op tests, the speed bars, a whole model's time to the first token.
+# One failure does not stop the others.
 #
 #   bench/gpu_check.sh [FOLDER]     logs and JSON go to FOLDER (default: build/gpu_check)
 #
@@ -84,6 +85,12 @@ if [[ " $backends " == *" cuda "* ]]; then
     skip cuda-memcheck "compute-sanitizer not found"
     skip cuda-racecheck "compute-sanitizer not found"
   fi
+fi
+
+# One backend is enough: the first, which is what users get.
+if [[ -n $backends && $backends != cpu ]] && has transformers; then
+  step ttft 150 "$PYTHON" -m bench.ttft --model llama-3.1-8b --device cuda --rounds 3 \
+    --json "$OUT/ttft.json"
 fi
 
 {
