@@ -11,10 +11,10 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from tiny_model import save_tiny_model
+from tiny_model import random_modules, save_tiny_model, tiny_llama
 
 from lookaheadkv_kernels.cli import main
-from lookaheadkv_kernels.lookahead import load_modules
+from lookaheadkv_kernels.lookahead import load_modules, save_modules
 from lookaheadkv_kernels.training.data import JsonlSamples, TextSamples, WithoutResponses
 
 
@@ -150,6 +150,22 @@ def test_the_train_command_trains(tmp_path: Path, folder: Path, kind: str) -> No
     trained = json.loads((output / "config.json").read_text())["training"]
     assert trained["steps"] == 2 and trained["data"] == str(data)
     assert any(parameter.abs().sum() > 0 for parameter in modules.layers[0].parameters())
+
+
+def test_training_goes_on_from_other_modules(tmp_path: Path, folder: Path) -> None:
+    data = write_records(tmp_path / "data.jsonl", [{"prompt": words(3, 30), "response": "w1 w2"}])
+    model = tiny_llama()
+    start = random_modules(model, num_lookahead=3, lora_rank=2)
+    save_modules(start, tmp_path / "start")
+    command = ["train", "--model", str(folder), "--dtype", "float32", "--data", str(data)]
+    command += ["--init", str(tmp_path / "start"), "--output", str(tmp_path / "run")]
+    command += ["--steps", "1", "--batch-size", "1", "--learning-rate", "1e-6"]
+    assert main(command) == 0
+    trained = load_modules(tmp_path / "run")
+    assert trained.config == start.config
+    for ours, theirs in zip(trained.parameters(), start.parameters(), strict=True):
+        # Adam's first step is at most the rate.
+        assert 0 < (ours - theirs).abs().max() <= 1.1e-6 + 1e-7
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,9 @@ def add_parser(commands: Any) -> None:
         default="data",
         help="responses of the data where it has some, or the model's own everywhere",
     )
+    parser.add_argument(
+        "--init", help="go on from these modules (a packaged set, a folder, a hub id), not anew"
+    )
     parser.add_argument("--num-lookahead", type=int, default=32, help="learned tokens")
     parser.add_argument("--lora-rank", type=int, default=8)
     parser.add_argument("--lora-alpha", type=float, default=32.0)
@@ -80,7 +83,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ..integrations.transformers.attention import attach
     from ..integrations.transformers.loading import load
-    from ..lookahead import LookaheadConfig, LookaheadModules, ModelShape
     from ..training.trainer import Trainer
 
     if arguments.threads:
@@ -93,17 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.model, dtype=getattr(torch, arguments.dtype), device=arguments.device
     )
     attach(model)
-    modules = LookaheadModules(
-        LookaheadConfig(
-            model=ModelShape.of(model.config),
-            num_lookahead=arguments.num_lookahead,
-            lora_rank=arguments.lora_rank,
-            lora_alpha=arguments.lora_alpha,
-            lora_linears=tuple(arguments.lora_linears),
-        )
-    )
-    std = float(model.get_input_embeddings().weight.detach().float().std())
-    modules.reset_parameters(std, torch.Generator().manual_seed(config.seed))
+    modules = _modules(arguments, model)
     samples = _samples(arguments, tokenizer, "train")
     held_out = _samples(arguments, tokenizer, "heldout") if config.eval_every else None
     trainer = Trainer(
@@ -113,10 +105,45 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.output,
         config,
         held_out,
-        facts={"model": arguments.model, "data": arguments.data, "responses": arguments.responses},
+        facts={
+            name: value
+            for name in ("model", "data", "responses", "init")
+            if (value := getattr(arguments, name)) is not None
+        },
     )
     trainer.run()
     return 0
+
+
+def _modules(arguments: argparse.Namespace, model: Any) -> Any:
+    """New modules, or those of ``--init``, in float32.
+
+    Raises:
+        ValueError: the latter are for another model.
+    """
+    import torch
+
+    from ..integrations.transformers.weights import find_modules
+    from ..lookahead import LookaheadConfig, LookaheadModules, ModelShape, load_modules
+
+    shape = ModelShape.of(model.config)
+    if arguments.init is not None:
+        modules = load_modules(find_modules(arguments.init)).float()
+        if modules.config.model != shape:
+            raise ValueError(f"--init {arguments.init} is for another model: {modules.config}")
+        return modules
+    modules = LookaheadModules(
+        LookaheadConfig(
+            model=shape,
+            num_lookahead=arguments.num_lookahead,
+            lora_rank=arguments.lora_rank,
+            lora_alpha=arguments.lora_alpha,
+            lora_linears=tuple(arguments.lora_linears),
+        )
+    )
+    std = float(model.get_input_embeddings().weight.detach().float().std())
+    modules.reset_parameters(std, torch.Generator().manual_seed(arguments.seed))
+    return modules
 
 
 def _samples(arguments: argparse.Namespace, tokenizer: Any, split: str) -> Any:
