@@ -73,7 +73,12 @@ def test_contents(installed: Path) -> None:
         for path in (ROOT / folder).rglob("*.py"):
             copy = installed / installed_as / path.relative_to(ROOT / folder)
             assert copy.read_bytes() == path.read_bytes()
-    assert (installed / "lookaheadkv_kernels" / "py.typed").is_file()
+    package = ROOT / "lookaheadkv_kernels"
+    data = [p for p in package.rglob("*") if p.suffix in (".json", ".safetensors", ".css", ".js")]
+    assert len(data) > 3
+    for path in (*data, package / "py.typed"):
+        copy = installed / "lookaheadkv_kernels" / path.relative_to(package)
+        assert copy.read_bytes() == path.read_bytes()
 
 
 def test_metadata(installed: Path) -> None:
