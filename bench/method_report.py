@@ -17,7 +17,8 @@ from lookaheadkv_kernels.integrations.transformers.weights import find_modules
 from lookaheadkv_kernels.lookahead import LookaheadConfig
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-RESULTS = DOCS / "measurements" / "smollm2-method.json"
+FOLDER = DOCS / "smollm2"
+RESULTS = FOLDER / "method.json"
 NAME = "smollm2-135m-instruct"
 
 HEAD = """\
@@ -56,13 +57,13 @@ trained on. (In both halves: RULER's own wording and noise sentences.)
 | Debian Administrator's Handbook (`debian-handbook`) | GPL-2+ or CC-BY-SA-3.0 |
 | Python 3.11 standard library | PSF |
 
-![KL over steps](smollm2-loss.png)
+![KL over steps](smollm2/loss.png)
 
-[smollm2-loss.csv](smollm2-loss.csv)
+[smollm2/loss.csv](smollm2/loss.csv)
 
 ## What they do
 
-Measured by `python -m bench.method_bars --json {results}` on {cpu}, {threads} threads, torch
+Measured by `python -m bench.method_bars --json {results}` on {cpu}, torch threads: {threads}, torch
 {torch}; model in bfloat16. The ground truth is what the model's own greedy answer (32 tokens)
 attends to from the full cache.
 """
@@ -89,14 +90,15 @@ def main() -> None:
     """Write the page."""
     if len(sys.argv) > 1:
         for suffix in ("csv", "png"):
-            shutil.copyfile(Path(sys.argv[1]) / f"loss.{suffix}", DOCS / f"smollm2-loss.{suffix}")
+            shutil.copyfile(Path(sys.argv[1]) / f"loss.{suffix}", FOLDER / f"loss.{suffix}")
     results = json.loads(RESULTS.read_text())
     folder = find_modules(NAME)
     config = json.loads((folder / "config.json").read_text())
     training = config.pop("training")
     config.pop("weights_sha256")
     names = ("steps", "batch_size", "max_prompt", "max_response", "learning_rate", "seed")
-    options = " ".join(f"--{name.replace('_', '-')} {training[name]}" for name in names)
+    named = [f"--{name.replace('_', '-')} {training[name]}" for name in names]
+    options = " ".join(named[:3]) + " \\\n    " + " ".join(named[3:])
     page = HEAD.format(
         results=RESULTS.relative_to(DOCS.parent),
         name=NAME,
