@@ -2,13 +2,13 @@
 
 namespace lookaheadkv::cpu {
 
-namespace {
-
 double dot(const double* a, const double* b, int64_t n) {
   double sum = 0;
   for (int64_t c = 0; c < n; ++c) sum += a[c] * b[c];
   return sum;
 }
+
+namespace {
 
 void add(double weight, const double* from, double* to, int64_t n) {
   for (int64_t c = 0; c < n; ++c) to[c] += weight * from[c];

@@ -72,6 +72,8 @@ struct Expected {
 
 Expected reference(const Inputs& in);
 
+double dot(const double* a, const double* b, int64_t n);
+
 // Largest error relative to the largest expected value.
 template <class Get>
 double relative_error(const std::vector<double>& expected, const Get& actual) {
