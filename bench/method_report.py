@@ -63,9 +63,10 @@ trained on. (In both halves: RULER's own wording and noise sentences.)
 
 ## What they do
 
-Measured by `python -m bench.method_bars --json {results}` on {cpu}, torch threads: {threads}, torch
-{torch}; model in bfloat16. The ground truth is what the model's own greedy answer (32 tokens)
-attends to from the full cache.
+Measured by `python -m bench.method_bars --json {results}` on {cpu}, torch threads: {threads},
+torch {torch}; model in bfloat16. It ran as two processes side by side, one for the held-out prompts
+and one for the needles, whose results were put together. The ground truth is what the model's own
+greedy answer (32 tokens) attends to from the full cache.
 """
 
 
