@@ -68,6 +68,13 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--draft-model", help="that drafts for speckv")
     parser.add_argument("--chunk", type=int, help="prefill in parts of so many tokens")
+    parser.add_argument(
+        "--together",
+        type=int,
+        default=32,
+        metavar="N",
+        help="answers of a sample that are decoded as one batch (default: %(default)s)",
+    )
     parser.add_argument("--shard", metavar="I/N", help="run share I of N (default: from torchrun)")
     parser.add_argument(
         "--merge", action="store_true", help="run nothing; merge and report what is there"
@@ -154,6 +161,7 @@ def run(arguments: argparse.Namespace) -> int:
             },
             shard=_shard(arguments),
             measures=arguments.measures,
+            together=arguments.together,
             chunk=arguments.chunk,
         )
         metrics = evaluation.run()
