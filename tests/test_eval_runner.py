@@ -236,11 +236,7 @@ def test_a_sample_that_was_cut_short_is_made_anew(tmp_path: Path) -> None:
     path = tmp_path / "predictions.jsonl"
     first, second = path.read_bytes().splitlines(keepends=True)[2:4]
     whole = path.read_bytes()
-    for cut in (
-        len(second),
-        len(second) + 9,
-        9,
-    ):  # behind a line, within the next, within the first
+    for cut in (9, len(second), len(second) + 9):  # within a line, behind it, within the next
         path.write_bytes(whole[: whole.index(first) + len(first) + cut])
         assert [key.sample for key in read_predictions(tmp_path)] == [0, 0, 0]
         writer = Writer(tmp_path, Shard())
