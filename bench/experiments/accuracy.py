@@ -1,4 +1,4 @@
-"""Accuracy of policies and budgets on RULER's synthetic tasks, by `lookaheadkv eval`."""
+"""Accuracy of policies and budgets on tasks, by `lookaheadkv eval`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ def run(spec: dict[str, Any], folder: Path, options: list[str]) -> None:
     """Evaluate, or go on.
 
     Args:
-        spec: lengths, samples, policies and budgets.
+        spec: tasks, lengths, samples, policies and budgets.
         folder: of the results.
         options: of `lookaheadkv eval` besides.
 
     Raises:
         SystemExit: it failed; it has said why.
     """
-    arguments = ["eval", "--output", str(folder), "--task", "ruler", *options]
+    arguments = ["eval", "--output", str(folder), "--task", *spec["tasks"], *options]
     arguments += ["--samples", str(spec["samples"])]
     for option, name in (("length", "lengths"), ("policy", "policies"), ("budget", "budgets")):
         arguments += [f"--{option}", *map(str, spec[name])]
