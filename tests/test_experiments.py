@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ pytest.importorskip("matplotlib")
 from tiny_model import random_modules, save_tiny_model, tiny_llama
 
 from bench.experiments import __main__ as experiments
-from bench.experiments import sweep
+from bench.experiments import page, sections, sweep
+from bench.experiments.condense import Scores, condense
 from bench.experiments.store import Store
 from bench.experiments.variants import variants_of
+from lookaheadkv_kernels.evaluation.records import Key, Shard, Writer, read_predictions
+from lookaheadkv_kernels.evaluation.report import metrics_of, write_metrics
 from lookaheadkv_kernels.lookahead import load_modules, save_modules
 from lookaheadkv_kernels.training.checkpoint import latest
 
@@ -164,3 +168,95 @@ def test_the_committed_experiments_are_whole() -> None:
     lengths = [variant.max_prompt for variant in variants_of(specs["training-length"])]
     assert lengths == [512, 1024, 2048]
     assert [v.responses for v in variants_of(specs["responses"])] == ["source", "generated"]
+
+
+def hand_made(folder: Path, spec: dict[str, Any]) -> None:
+    """An evaluation whose full cache solves ``vt``; ``fwe``'s answers do not depend on the text."""
+    found = {"full": (1.0, 1.0, 0.5, 1.0), "lookahead": (1.0, 0.5, 0.5, 1.0)}
+    writer = Writer(folder, Shard())
+    for length in spec["lengths"]:
+        for task in spec["tasks"]:
+            for policy in spec["policies"]:
+                for budget in [None] if policy == "full" else spec["budgets"]:
+                    for sample in range(4):
+                        score = found.get(policy, (0.5, 0.0, 1.0, 0.5))[sample]
+                        wanted = ["red"] if task == "fwe" else [f"w{sample}"]
+                        key = Key(task, length, sample, policy, budget)
+                        told = {"score": score, "answers": [wanted[0]], "references": wanted}
+                        writer.append([{**key._asdict(), **told}])
+    writer.close()
+    config = {
+        "facts": {"model": "tiny", "dtype": "float32", "seed": 0},
+        "grid": {"samples": 4},
+        "environment": {"torch": "2", "device": "cpu", "transformers": "5"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    records = read_predictions(folder)
+    write_metrics(folder, metrics_of(records, len(records)))
+
+
+def test_the_page_is_made_from_what_is_there(
+    tiny: Path, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, docs = tmp_path / "runs", tmp_path / "docs"
+    options = ["--config", str(tiny / "experiments.json"), "--docs", str(docs)]
+    with pytest.raises(SystemExit, match="no results"):
+        page.main([*options, "--runs", str(made)])
+    for name in ("ablation", "overhead"):
+        shutil.copytree(runs / name, made / name)
+    (made / "accuracy").mkdir()
+    hand_made(made / "accuracy", SPECS["accuracy"])
+    page.main([*options, "--runs", str(made)])
+    assert "left as they are: responses" in capsys.readouterr().out
+    text = (docs / "results.md").read_text()
+    headings = [line for line in text.splitlines() if line.startswith("## ")]
+    assert headings == [
+        "## Accuracy against budget",
+        "## Accuracy against overhead",
+        "## Lookahead size and LoRA placement",
+    ]
+    # Chance scores as much as the full cache where all samples want the same.
+    assert text.count("The full cache solves `vt`. Not above chance, and left out") == 2
+    # By hand: 87.5 and 75 with deviations of 25 and 28.87 over four samples.
+    assert "| full | 87.5 ± 12.5 | 87.5 ± 12.5 |" in text
+    assert "| lookahead | 75.0 ± 14.4 | 75.0 ± 14.4 |" in text
+    assert "| 320 | 40 | 75.0 | laq 50.0 | met |" in text
+    assert "| 2 tokens, QV |" in text and "| SnapKV |" in text
+    for name in ("accuracy", "overhead", "ablation"):
+        assert (docs / "results" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    before = {path: path.read_bytes() for path in docs.rglob("*") if path.is_file()}
+    page.main(options)  # from the data alone
+    assert before == {path: path.read_bytes() for path in docs.rglob("*") if path.is_file()}
+    # With nothing solved there is nothing to average, and the page says so.
+    shutil.rmtree(made / "accuracy")
+    shutil.copytree(runs / "accuracy", made / "accuracy")
+    shutil.copytree(runs / "responses", made / "responses")
+    page.main([*options, "--runs", str(made)])
+    text = (docs / "results.md").read_text()
+    assert "The full cache solves none." in text and "## Generated and source" in text
+
+
+def test_lengths_of_two_experiments_stand_side_by_side(tmp_path: Path) -> None:
+    specs = {name: {**SPECS["accuracy"], "budgets": [40]} for name in ("accuracy", "context")}
+    specs["context"]["lengths"] = [800]
+    for name, spec in specs.items():
+        (tmp_path / name).mkdir()
+        hand_made(tmp_path / name, spec)
+    (tmp_path / "experiments.json").write_text(json.dumps(specs))
+    options = ["--config", str(tmp_path / "experiments.json"), "--docs", str(tmp_path / "docs")]
+    page.main([*options, "--runs", str(tmp_path)])
+    text = (tmp_path / "docs" / "results.md").read_text()
+    assert "| policy | 320 tokens | 400 tokens | 800 tokens |" in text
+    assert "chance at all lengths: `vt`." in text
+
+
+def test_a_policy_that_is_behind_misses_the_bar(tmp_path: Path) -> None:
+    (tmp_path / "accuracy").mkdir()
+    spec = {**SPECS["accuracy"], "policies": ["full", "snapkv", "laq", "lookahead"]}
+    hand_made(tmp_path / "accuracy", spec)
+    data = condense(tmp_path / "accuracy", "accuracy")
+    for cell in data["cells"]:
+        if cell[2] == "lookahead":
+            cell[4] = 50.0  # as much as the others: enough beside LAQ alone
+    text = "\n".join(sections._bars(Scores(data)))
+    assert "**not met**: snapkv |" in text and "laq |" not in text

@@ -185,5 +185,5 @@ class Scores:
     def mean(
         self, length: int, policy: str, budget: Any, tasks: Sequence[str]
     ) -> tuple[float, float]:
-        """Over tasks: score and standard error."""
+        """Over tasks, of which there is at least one: score and standard error."""
         return average(self.cell(task, length, policy, budget) for task in tasks)

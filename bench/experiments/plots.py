@@ -33,10 +33,11 @@ def _style(number: int) -> dict[str, Any]:
 
 
 def accuracy_plot(path: Path, scores: Scores) -> None:
-    """Mean over the solved tasks against the budget, a panel for every length."""
-    figure = Figure(figsize=(4.2 * len(scores.lengths) + 1.5, 4), layout="constrained")
-    panels = figure.subplots(1, len(scores.lengths), sharey=True, squeeze=False)[0]
-    for panel, length in zip(panels, scores.lengths, strict=True):
+    """Mean over the solved tasks against the budget, a panel for every length that has some."""
+    lengths = [length for length in scores.lengths if scores.solved(length)]
+    figure = Figure(figsize=(4.2 * len(lengths) + 1.5, 4), layout="constrained")
+    panels = figure.subplots(1, len(lengths), sharey=True, squeeze=False)[0]
+    for panel, length in zip(panels, lengths, strict=True):
         tasks = scores.solved(length)
         for number, policy in enumerate(scores.policies):
             budgets = [b for b in scores.budgets if scores.has(length, policy, b)]
@@ -76,7 +77,8 @@ def context_plot(path: Path, scores: Scores, budget: int) -> None:
 
 def overhead_plot(path: Path, scores: Scores, rows: Sequence[Any], budget: int) -> None:
     """Accuracy against what the eviction adds to the prefill, a panel for every length."""
-    lengths = [length for length in scores.lengths if any(row[0] == length for row in rows)]
+    timed = {row[0] for row in rows}
+    lengths = [length for length in scores.lengths if length in timed and scores.solved(length)]
     figure = Figure(figsize=(4.2 * len(lengths) + 1.5, 4), layout="constrained")
     panels = figure.subplots(1, len(lengths), sharey=True, squeeze=False)[0]
     for panel, length in zip(panels, lengths, strict=True):

@@ -33,7 +33,9 @@ def accuracy(data: Data, folder: Path) -> list[str]:
     """Paper figure 4: accuracy against budget."""
     facts, environment = data["accuracy"]["facts"], data["accuracy"]["environment"]
     scores = Scores(data["accuracy"])
-    plots.accuracy_plot(folder / "accuracy.png", scores)
+    any_solved = any(scores.solved(length) for length in scores.lengths)
+    if any_solved:
+        plots.accuracy_plot(folder / "accuracy.png", scores)
     lines = [
         "## Accuracy against budget",
         "",
@@ -44,25 +46,23 @@ def accuracy(data: Data, folder: Path) -> list[str]:
         "samples. Chance is what the full cache's answers score against the references of the next "
         "sample; above it means by more than two standard errors of the difference.",
         "",
-        "![accuracy](results/accuracy.png)",
-        "",
+        *(["![accuracy](results/accuracy.png)", ""] if any_solved else []),
     ]
     for length in scores.lengths:
         solved = scores.solved(length)
         unsolved = [task for task in scores.tasks if task not in solved]
-        full = _score(scores.mean(length, "full", None, solved))
         lines += [
             f"### {length} tokens",
             "",
-            f"The full cache solves {_listed(solved)}: {full} % in the mean. Not above chance, and "
-            f"left out of the means: {_listed(unsolved)}.",
+            f"The full cache solves {_listed(solved)}. Not above chance, and left out of the "
+            f"means: {_listed(unsolved)}.",
             "",
-            *_means(scores, length, solved),
+            *(_means(scores, length, solved) if solved else []),
             "",
             *_by_task(scores, length),
             "",
         ]
-    return [*lines, *_bars(scores), ""]
+    return [*lines, *_bars(scores), ""] if any_solved else lines
 
 
 def _means(scores: Scores, length: int, tasks: Sequence[str]) -> list[str]:
@@ -78,7 +78,8 @@ def _means(scores: Scores, length: int, tasks: Sequence[str]) -> list[str]:
         ]
         for policy in scores.policies
     ]
-    return table(["policy", *map(str, scores.budgets)], rows)
+    full = [_score(scores.mean(length, "full", None, tasks))] * len(scores.budgets)
+    return table(["policy", *map(str, scores.budgets)], [["full", *full], *rows])
 
 
 def _by_task(scores: Scores, length: int) -> list[str]:
@@ -99,7 +100,7 @@ def _by_task(scores: Scores, length: int) -> list[str]:
 def _bars(scores: Scores) -> list[str]:
     """LookaheadKV at or above LAQ, and above the others, at small budgets."""
     rows = []
-    for length in scores.lengths:
+    for length in (n for n in scores.lengths if scores.solved(n)):
         tasks = scores.solved(length)
         for budget in (b for b in scores.budgets if b <= BAR_BUDGET):
             found = {
@@ -134,8 +135,10 @@ def context(data: Data, folder: Path) -> list[str]:
     """The RULER row of paper figure 4: accuracy against context length."""
     scores = Scores(data["accuracy"], data["context"])
     (budget,) = Scores(data["context"]).budgets
-    plots.context_plot(folder / "context.png", scores, budget)
     tasks = scores.solved(*scores.lengths)
+    if not tasks:
+        return []
+    plots.context_plot(folder / "context.png", scores, budget)
     rows = [
         [policy, *(_score(scores.mean(n, policy, where, tasks)) for n in scores.lengths)]
         for policy, where in [("full", None), *((name, budget) for name in scores.policies)]
@@ -161,6 +164,8 @@ def overhead(data: Data, folder: Path) -> list[str]:
     scores, facts = Scores(data["accuracy"]), data["overhead"]["facts"]
     timed = data["overhead"]["rows"]
     (budget,) = facts["budgets"]
+    if not any(scores.solved(length) for length in facts["lengths"]):
+        return []
     plots.overhead_plot(folder / "overhead.png", scores, timed, budget)
     rows = [
         [
@@ -172,7 +177,7 @@ def overhead(data: Data, folder: Path) -> list[str]:
             _score(scores.mean(length, policy, budget, scores.solved(length))),
         ]
         for length, of, policy, seconds, more, share in timed
-        if of == budget and policy != "full" and scores.has(length, policy, budget)
+        if of == budget and scores.solved(length) and scores.has(length, policy, budget)
     ]
     return [
         "## Accuracy against overhead",
