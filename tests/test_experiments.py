@@ -34,7 +34,7 @@ SPECS: dict[str, Any] = {
         "kind": "accuracy",
         "tasks": ["vt", "fwe"],
         "lengths": [320, 400],
-        "samples": 2,
+        "samples": 1,
         "policies": ["full", *POLICIES],
         "budgets": [40, 64],
     },
