@@ -201,4 +201,5 @@ def _from_all(part: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """
     bits: Tensor = part.contiguous().view(torch.int32)
     dist.all_reduce(bits, group=group)
-    return bits.view(part.dtype)
+    whole: Tensor = bits.view(part.dtype)
+    return whole
