@@ -186,12 +186,11 @@ def _best(pooled: Tensor, run: Run, budget: int, group: dist.ProcessGroup | None
     filled[0] = pooled.gather(2, own.long())
     # Positions travel as the bits of floats, beside the scores.
     filled[1] = (own + run.start).view(torch.float32)
-    scores, positions = torch.cat(
-        [part[..., :count] for part, count in zip(_all(candidates, group), counts, strict=True)],
-        dim=3,
-    )
+    parts = zip(_all(candidates, group), counts, strict=True)
+    scores, positions = torch.cat([part[..., :count] for part, count in parts], dim=3)
     chosen = select(scores, budget, pool_kernel=1)
-    return positions.contiguous().view(torch.int32).gather(2, chosen.long())
+    best: Tensor = positions.view(torch.int32).gather(2, chosen.long())
+    return best
 
 
 def _from_all(part: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -199,7 +198,6 @@ def _from_all(part: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 
     Added up as integers: every bit stays, and 16-bit floats need no support by the backend.
     """
-    bits: Tensor = part.contiguous().view(torch.int32)
+    bits = part.contiguous().view(torch.int32)
     dist.all_reduce(bits, group=group)
-    whole: Tensor = bits.view(part.dtype)
-    return whole
+    return bits.view(part.dtype)
