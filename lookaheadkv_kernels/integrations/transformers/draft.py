@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...policies.base import Budget, Policy
-from .cache import EvictableCache
+from .cache import EvictableCache, Observer
 from .compat import cache_argument
 from .evict import evict_layer
 from .prompt import Prompt
@@ -34,6 +34,7 @@ class Reading:
         cache: what earlier turns left of it; the prompt is appended.
         row: which row of the batch it is.
         window: newest queries to remember.
+        watch: sees every chunk of the prompt in every layer.
 
     Attributes:
         logits: [1, vocabulary] of the last prompt token.
@@ -41,7 +42,14 @@ class Reading:
     """
 
     def __init__(
-        self, runner: Runner, prompt: Prompt, cache: EvictableCache, row: int, window: int
+        self,
+        runner: Runner,
+        prompt: Prompt,
+        cache: EvictableCache,
+        row: int,
+        window: int,
+        *,
+        watch: Observer | None = None,
     ) -> None:
         self.runner = runner
         self.prompt = prompt
@@ -57,7 +65,7 @@ class Reading:
             self._queries.append(query[:, :, max(0, query.shape[2] - window) :].clone())
             self._scales.append(scale)
 
-        self.logits = runner.whole(prompt, cache, window, remember)
+        self.logits = runner.whole(prompt, cache, window, remember, watch)
         self.num_tokens = int(cache.layers[0].row_lengths()[0])
 
     def answer(self, max_tokens: int) -> list[int]:
@@ -148,6 +156,17 @@ class Reading:
             newest = self._newest(index, window)
             query = torch.cat([newest, rows], dim=2)
             self._evict(self.cache, index, query, policy, budget, 0, rows.shape[2])
+
+    def cut_all(self, policy: Policy, budget: Budget, state: Any) -> None:
+        """Evict every layer by its newest prompt queries, as many as the policy's window."""
+        for index in range(len(self._queries)):
+            query = self._newest(index, policy.window)
+            self._evict(self.cache, index, query, policy, budget, 0, state)
+
+    def cut_by(self, policy: Policy, budget: Budget, queries: list[Tensor]) -> None:
+        """Evict by rows whose entries stand behind the prompt in the cache; those are dropped."""
+        for index, query in enumerate(queries):
+            self._evict(self.cache, index, query, policy, budget, query.shape[2])
 
     def cut_behind(self, policy: Policy, budget: Budget, window: int, tokens: list[int]) -> None:
         """Run tokens behind the prompt and evict each layer by their rows; they are dropped.
