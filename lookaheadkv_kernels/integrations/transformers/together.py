@@ -16,7 +16,7 @@ from torch import Tensor
 from .attend import Attended
 from .cache import EvictableCache, EvictableLayer, Observer
 from .compat import cache_argument
-from .draft import end_tokens
+from .greedy import end_tokens
 
 
 class _Group:
