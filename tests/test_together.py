@@ -12,10 +12,10 @@ pytest.importorskip("transformers")
 from tiny_model import random_modules, tiny_llama
 
 from lookaheadkv_kernels.integrations.transformers import Eviction
+from lookaheadkv_kernels.integrations.transformers.greedy import greedy_answer
 from lookaheadkv_kernels.integrations.transformers.shared import SharedPrefill
 from lookaheadkv_kernels.integrations.transformers.together import decode_together
 from lookaheadkv_kernels.policies import POLICY_NAMES, Policy, make_policy
-from lookaheadkv_kernels.training.step import greedy_response
 
 LENGTH, MOST = 120, 12
 BUDGETS = (40, 0.4, 1.0)
@@ -48,7 +48,7 @@ def one_by_one(model: Any, policy: Policy, ids: Any, budget: Any, chunk: int | N
     eviction.runner.record = True
     cache = eviction.prefill(ids, budget=budget)
     assert cache.logits is not None
-    return cache, greedy_response(model, cache, cache.logits[0], MOST)
+    return cache, greedy_answer(model, cache, cache.logits[0], MOST)
 
 
 @pytest.mark.parametrize("chunk", [None, 47])
@@ -87,9 +87,7 @@ def test_all_cells_of_a_prompt_answer_as_each_alone(
 def test_texts_of_different_lengths_decode_together(model: Any, ids: torch.Tensor) -> None:
     eviction = Eviction(model, make("adakv", model))
     caches = [eviction.prefill(ids[:, start:], budget=50) for start in (0, 20, 50, 100)]
-    expected = [
-        greedy_response(model, c, c.logits[0], MOST) for c in caches if c.logits is not None
-    ]
+    expected = [greedy_answer(model, c, c.logits[0], MOST) for c in caches if c.logits is not None]
     logits = torch.cat([cache.logits for cache in caches if cache.logits is not None])
     assert decode_together(model, caches, logits, MOST) == expected
     assert decode_together(model, caches, logits, 1) == [answer[:1] for answer in expected]

@@ -11,16 +11,11 @@ from ...policies.base import Budget, Policy
 from .cache import EvictableCache, Observer
 from .compat import cache_argument
 from .evict import evict_layer
+from .greedy import end_tokens, greedy_answer
 from .prompt import Prompt
 
 if TYPE_CHECKING:
     from .runner import Runner
-
-
-def end_tokens(model: Any) -> set[int]:
-    """Tokens that end the model's answers."""
-    ends = model.generation_config.eos_token_id
-    return set(ends) if isinstance(ends, list) else set() if ends is None else {ends}
 
 
 class Reading:
@@ -70,7 +65,7 @@ class Reading:
 
     def answer(self, max_tokens: int) -> list[int]:
         """The model's own greedy answer from the full cache, its end token included."""
-        return self._greedy(self.cache.fork(), max_tokens, None)
+        return self._greedy(self.cache, max_tokens, None)
 
     def draft_queries(self, policy: Policy, budget: Budget, max_tokens: int) -> list[Tensor]:
         """Queries [1, Hq, m, D] of every layer, of a draft written from a cut copy of the cache.
@@ -94,23 +89,20 @@ class Reading:
         return [torch.cat(parts, dim=2) for parts in queries]
 
     def _greedy(self, cache: EvictableCache, max_tokens: int, observer: Any) -> list[int]:
-        """Greedy tokens; with an observer the last one is fed too, though nothing follows it."""
-        ends = end_tokens(self.runner.model)
-        tokens = [int(self.logits.argmax())]
-        while True:
-            last = len(tokens) == max_tokens or tokens[-1] in ends
-            if last and observer is None:
-                return tokens
-            step = self._tokens(tokens[-1:], len(tokens) - 1)
-            logits = self.runner.forward(step, cache, observer=observer)
-            if last:
-                return tokens
-            tokens.append(int(logits.argmax()))
+        behind = int(self.prompt.position_ids[0, -1]) + 1
+        return greedy_answer(
+            self.runner.model,
+            cache,
+            self.logits[0],
+            max_tokens,
+            position=behind,
+            observer=observer,
+        )
 
-    def _tokens(self, tokens: list[int], after: int = 0) -> Prompt:
-        """Tokens that stand ``after`` tokens behind the prompt."""
+    def _tokens(self, tokens: list[int]) -> Prompt:
+        """Tokens right behind the prompt."""
         device = self.prompt.position_ids.device
-        first = int(self.prompt.position_ids[0, -1]) + 1 + after
+        first = int(self.prompt.position_ids[0, -1]) + 1
         positions = torch.arange(first, first + len(tokens), device=device)
         return Prompt(torch.tensor([tokens], device=device), None, None, positions[None])
 

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .attend import Attended
 from .cache import EvictableCache, EvictableLayer, Observer
 from .compat import cache_argument
-from .draft import end_tokens
+from .greedy import end_tokens
 
 
 class _Group:
@@ -93,14 +94,14 @@ class _GroupedLayer(EvictableLayer):
             group.append(key_states[:, :, 0], value_states[:, :, 0])
         return key_states[:], value_states
 
-    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention of the newest token of every row: [R, 1, Hq, D]."""
+    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor) -> Attended:
+        """Attention of the newest token of every row."""
         rows, heads, _, dim = query.shape
         grouped = query.view(rows, key.shape[1], -1, dim)
         out = torch.empty_like(grouped)
         for group in self.groups:
             out[group.places] = group.attend(grouped[group.places], module.scaling)
-        return out.view(rows, 1, heads, dim)
+        return Attended(out.view(rows, 1, heads, dim), None)
 
 
 class TogetherCache(EvictableCache):
