@@ -259,14 +259,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> op_score_and_evict(
   Tensor indices = empty_indices(p, options, query);
   Tensor out_key = empty_like_device(key, {p.batch, p.num_kv_heads, slots, p.head_dim});
   Tensor out_value = empty_like_device(key, {p.batch, p.num_kv_heads, slots, p.head_dim});
+  const Eviction out = {out_key.mutable_data_ptr(), out_value.mutable_data_ptr(),
+                        indices.mutable_data_ptr<int32_t>(), scores.mutable_data_ptr<float>()};
   with_workspace(query, [&](Workspace& workspace) {
-    scores_of(call, query, key, scores, workspace, on.device());
-    select(p, scores.const_data_ptr<float>(), options, indices.mutable_data_ptr<int32_t>(),
-           workspace, true, on.device());
-    if (workspace.counting()) return;
-    gather_kv(p.batch, p.num_kv_heads, p.num_keys(), p.head_dim, view(key), view(value),
-              indices.const_data_ptr<int32_t>(), slots, out_key.mutable_data_ptr(),
-              out_value.mutable_data_ptr(), true, on.device());
+    score_and_evict(p, view(query), view(key), view(value),
+                    call.lse ? call.lse->const_data_ptr<float>() : nullptr, options, out, workspace,
+                    on.device());
   });
   return {out_key, out_value, indices, scores};
 }

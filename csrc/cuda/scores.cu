@@ -33,7 +33,8 @@ Plan plan_of(DType dtype, int64_t head_dim) {
 }  // namespace
 
 void column_scores(const Problem& problem, const TensorView& query, const TensorView& key,
-                   const RowLse& lse, float* scores, bool follows, const Device& device) {
+                   const RowLse& lse, float* scores, bool follows, const Device& device,
+                   const Cleared& cleared) {
   const int64_t units = problem.batch * problem.num_kv_heads;
   if (problem.num_prompt == 0) return;
   const Plan plan = plan_of(query.dtype, problem.head_dim);
@@ -49,6 +50,8 @@ void column_scores(const Problem& problem, const TensorView& query, const Tensor
   params.lse_parts = lse.parts;
   params.num_parts = lse.num_parts;
   params.out = scores;
+  params.cleared = cleared.words;
+  params.num_cleared = cleared.words != nullptr ? cleared.count : 0;
   launch(plan.kernel, units * splits.count, plan.threads, plan.shared,
          static_cast<Stream>(device.stream), follows, params);
 }

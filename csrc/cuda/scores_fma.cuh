@@ -17,6 +17,7 @@ __global__ void __launch_bounds__(kFmaThreads) column_scores_fma_kernel(const Sc
   ScoresBlock block(params, kFmaRows);
   const Head head(p, block.unit);
   float* const out = params.out + block.unit * p.num_prompt;
+  block.clear(params, kFmaThreads);
   block.skip_padding(head, kFmaRows, kFmaThreads, out);
   const int lane = thread_index() % 32, warp = thread_index() / 32;
   const int tile_floats = kFmaRows * fma_pitch(p.head_dim);

@@ -57,6 +57,7 @@ __global__ void __launch_bounds__(ScoresTile<D>::kThreads, ScoresTile<D>::kResid
   ScoresBlock block(params, kKeys);
   const Head head(p, block.unit);
   float* const out = params.out + block.unit * p.num_prompt;
+  block.clear(params, kThreads);
   block.skip_padding(head, kKeys, kThreads, out);
   const int count = block.tile_end - block.tile_begin;
   char* const shared = shared_memory();

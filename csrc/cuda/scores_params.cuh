@@ -13,7 +13,9 @@ struct ScoresParams {
   int64_t lse_stride;
   const float* lse_parts;  // [B * Hkv, num_parts, G * L], base 2
   int32_t num_parts;
-  float* out;  // [B, Hkv, N]
+  float* out;        // [B, Hkv, N]
+  int32_t* cleared;  // [num_cleared], set to zero for the kernel behind this one
+  int64_t num_cleared;
 };
 
 // Base-2 log-sum-exp of folded row r, combined in the order of its parts; infinity past the last
@@ -53,6 +55,11 @@ struct ScoresBlock {
         tiles - tile_begin < params.tiles_per_split ? tiles : tile_begin + params.tiles_per_split;
     key_begin = tile_begin * tile_keys;
     key_end = tile_end == tiles ? num_prompt : tile_end * tile_keys;
+  }
+
+  __device__ __forceinline__ void clear(const ScoresParams& params, int threads) const {
+    if (block_index() != 0) return;
+    for (int64_t i = thread_index(); i < params.num_cleared; i += threads) params.cleared[i] = 0;
   }
 
   // Zeros for the padding of the split; the sweep goes over what is left.
