@@ -254,4 +254,5 @@ def compact_kv_cache(
             BLOCK=block,
             BLOCK_WIDTH=width,
             num_warps=4,
+            num_stages=1,  # nothing may be read ahead of what is written
         )
