@@ -20,10 +20,9 @@ __global__ void __launch_bounds__(kRowThreads) select_row_kernel(const SelectPar
 
 }  // namespace
 
-void select(const Problem& problem, const float* scores, const SelectOptions& options,
-            int32_t* indices, Workspace& workspace, bool follows, const Device& device) {
-  const int64_t rows = problem.batch * problem.num_kv_heads, length = problem.num_prompt;
-  SelectParams params = select_params(problem, scores, options, indices);
+void select_rows(SelectParams params, int64_t rows, Workspace& workspace, bool follows,
+                 const Device& device) {
+  const int64_t length = params.num_prompt;
   const bool long_row = length > kLongestBlockRow;
   const bool wide = 2 * params.half + 1 > kWidestFusedPool;
   const int64_t chunks = ceil_div(length, kLongChunk);
@@ -47,6 +46,12 @@ void select(const Problem& problem, const float* scores, const SelectOptions& op
   }
   launch(params.half == kUsualHalf ? select_row_kernel<kUsualHalf> : select_row_kernel<0>, rows,
          kRowThreads, select_row_shared(params.half), stream, follows, params);
+}
+
+void select(const Problem& problem, const float* scores, const SelectOptions& options,
+            int32_t* indices, Workspace& workspace, bool follows, const Device& device) {
+  select_rows(select_params(problem, scores, options, indices),
+              problem.batch * problem.num_kv_heads, workspace, follows, device);
 }
 
 }  // namespace lookaheadkv::cuda

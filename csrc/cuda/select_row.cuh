@@ -223,6 +223,10 @@ inline SelectParams select_params(const Problem& problem, const float* scores,
   return params;
 }
 
+// Selects every row, by however many launches it takes (select.cu).
+void select_rows(SelectParams params, int64_t rows, Workspace& workspace, bool follows,
+                 const Device& device);
+
 // Whether one block selects a row, with the pool on the way.
 inline bool fits_one_block(const SelectParams& params) {
   return params.num_prompt <= kLongestBlockRow && 2 * params.half + 1 <= kWidestFusedPool;

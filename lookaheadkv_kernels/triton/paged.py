@@ -52,9 +52,9 @@ def plan_kernel(
     if KEEP_OBSERVATION:
         appended = rows
     entries = prompt + appended
-    budget = tl.where(budget < pinned + appended, 0, budget)
     everything = entries <= budget
-    chosen = (budget > 0) & (rows > 0) & (entries > budget)
+    # A budget that cannot hold what is pinned counts as 0.
+    chosen = (budget > 0) & (budget >= pinned + appended) & (rows > 0) & (entries > budget)
     count = tl.where(everything, prompt, tl.where(chosen, budget - appended, 0))
     scored = rows
     if not SCORE_ALL:
