@@ -11,7 +11,7 @@ from random import Random
 import pytest
 import torch
 from helpers import assert_bitwise, lengths
-from paged_layouts import QUANTISED, random_paged, random_selection
+from paged_layouts import random_paged, random_selection
 
 import lookaheadkv_kernels as lk
 from lookaheadkv_kernels import backend, python_ref
@@ -21,16 +21,24 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("turn", range(4))
-@pytest.mark.parametrize("cache", [None, *QUANTISED], ids=str)
-def test_scores_and_selection(cache, turn, seed, device):
+@pytest.mark.parametrize(
+    "dtype, cache, turn",
+    [
+        (torch.float32, None, 0),
+        (torch.bfloat16, None, 1),
+        (torch.float32, torch.float8_e4m3fn, 1),
+        (torch.float16, torch.float8_e5m2, 2),
+        (torch.float32, torch.int8, 3),
+    ],
+    ids=str,
+)
+def test_scores_and_selection(dtype, cache, turn, seed, device):
     random = Random(100 * seed + turn)
-    dtypes = (torch.float32, torch.float16) if cache is not None or turn % 2 else (torch.bfloat16,)
     batch = random_paged(
         random,
-        dtypes=dtypes,
+        dtypes=(dtype,),
         cache_dtypes=None if cache is None else (cache,),
-        longest=200 if turn == 0 else 50,
+        longest=150 if turn == 0 else 40,
         device=device,
     )
     scales = (None, (), (batch.keys[0].shape[2],), batch.keys[0].shape[:3])
@@ -42,10 +50,8 @@ def test_scores_and_selection(cache, turn, seed, device):
     max_budget = selection.pop("max_budget")
     scores = lk.paged_column_scores(*batch.batch, **scale)
     expected = python_ref.paged_column_scores(*batch.batch, **scale)
-    tolerance = {"rtol": 2e-2, "atol": 1e-4} if dtypes == (torch.bfloat16,) else {}
-    torch.testing.assert_close(
-        scores, expected.float(), **(tolerance or {"rtol": 2e-4, "atol": 1e-6})
-    )
+    rtol, atol = (2e-2, 1e-4) if dtype == torch.bfloat16 else (2e-4, 1e-6)
+    torch.testing.assert_close(scores, expected.float(), rtol=rtol, atol=atol)
     result = lk.paged_score_and_select(*batch.batch, max_budget, **scale, **selection)
     kept = python_ref.paged_select(result.scores, *batch.lens[1:], max_budget, **selection)
     assert_bitwise(result[:2], kept)
@@ -67,13 +73,18 @@ def test_log_sum_exp_of_the_caller(seed, device):
     )
 
 
-@pytest.mark.parametrize("turn", range(6))
+@pytest.mark.parametrize("turn", range(3))
 def test_compaction(turn, seed, device):
     """Every byte of the caches, the moved and the others, as the reference leaves them."""
     random = Random(100 * seed + turn)
-    dtype = (torch.float16, torch.float32, torch.int8)[turn % 3]
+    dtype = (torch.float16, torch.float32, torch.int8)[turn]
     batch = random_paged(
-        random, dtypes=(torch.float16,), cache_dtypes=(dtype,), longest=300, layers=2, device=device
+        random,
+        dtypes=(torch.float32 if dtype == torch.float32 else torch.float16,),
+        cache_dtypes=(dtype,),
+        longest=60,
+        layers=2,
+        device=device,
     )
     selection = random_selection(random, batch)
     indices, kept_lens, _ = lk.paged_score_and_select(*batch.batch, **selection)
@@ -104,16 +115,3 @@ def test_copy_on_evict(device):
     for r, last in ((0, 2), (1, 3)):
         kept = torch.stack([before[0, 0], before[0, 3], before[1, 1], before[last, 3]])
         assert torch.equal(keys[int(target[r, 0])], kept)
-
-
-def test_values_out_of_range_are_clamped():
-    """On a GPU, which cannot report them: nothing outside the tensors is touched."""
-    if not torch.cuda.is_available():
-        pytest.skip("an error on the CPU")
-    batch = random_paged(Random(3), dtypes=(torch.float16,), device="cuda")
-    wild = torch.full_like(batch.block_table, 2**30)
-    beyond = batch.seq_lens + 10_000
-    scores = lk.paged_column_scores(
-        batch.query, batch.keys[0], wild, batch.cu_seqlens_q, beyond, batch.num_rows, 70
-    )
-    assert scores.isfinite().all()

@@ -119,4 +119,5 @@ def plan(
         BLOCK=block,
         num_warps=4,
     )
-    return Plan(*fields.unbind(0), kept_lens)
+    first_rows, rows, prompts, counts, appended = fields.unbind(0)
+    return Plan(first_rows, rows, prompts, counts, appended, kept_lens)
