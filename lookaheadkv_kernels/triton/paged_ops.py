@@ -17,6 +17,7 @@ from .paged import plan
 from .paged_scores import PagedProblem
 from .paged_scores import paged_column_scores as launch_paged_column_scores
 from .paged_select import paged_select as launch_paged_select
+from .paged_values import CompactionValues, check_batch, check_blocks, check_budgets
 from .values import check_aligned
 
 
@@ -73,6 +74,8 @@ def paged_column_scores(
         lse=lse,
         k_scale=k_scale,
     )
+    check_batch(checks, cu_seqlens_q, seq_lens, num_rows, max_seq_len, query.shape[0])
+    check_blocks(checks, block_table, seq_lens, *key_cache.shape[:2])
     lengths = plan(
         cu_seqlens_q.contiguous(),
         seq_lens.contiguous(),
@@ -131,6 +134,11 @@ def paged_select(
         checks, scores=scores, cu_seqlens_q=cu_seqlens_q, seq_lens=seq_lens, budgets=budgets
     )
     requests, kv_heads, max_seq_len = scores.shape
+    pinned = num_sink + num_recent
+    check_batch(checks, cu_seqlens_q, seq_lens, num_rows, max_seq_len, None)
+    check_budgets(
+        checks, budgets, cu_seqlens_q, seq_lens, num_rows, max_budget, pinned, keep_observation
+    )
     lengths = plan(
         cu_seqlens_q.contiguous(),
         seq_lens.contiguous(),
@@ -139,7 +147,7 @@ def paged_select(
         2**31 - 1,
         max_seq_len,
         max_budget=max_budget,
-        pinned=num_sink + num_recent,
+        pinned=pinned,
         keep_observation=keep_observation,
     )
     indices = _new_indices(scores, requests, kv_heads, max_budget, head_reduction)
@@ -218,6 +226,12 @@ def _score_and_select(
         k_scale=k_scale,
         budgets=budgets,
     )
+    pinned = num_sink + num_recent
+    check_batch(checks, cu_seqlens_q, seq_lens, num_rows, max_seq_len, query.shape[0])
+    check_blocks(checks, block_table, seq_lens, *key_cache.shape[:2])
+    check_budgets(
+        checks, budgets, cu_seqlens_q, seq_lens, num_rows, max_budget, pinned, keep_observation
+    )
     if outputs is None:
         indices = _new_indices(query, requests, kv_heads, max_budget, head_reduction)
         kept_lens = query.new_empty((requests,), dtype=torch.int32)
@@ -230,7 +244,7 @@ def _score_and_select(
         query.shape[0],
         _most_keys(key_cache, block_table, max_seq_len),
         max_budget=max_budget,
-        pinned=num_sink + num_recent,
+        pinned=pinned,
         keep_observation=keep_observation,
         kept_lens=kept_lens,
     )
@@ -359,6 +373,17 @@ def compact_kv_cache(
         dst_block_table=dst_block_table,
         dst_start=dst_start,
     )
+    target = src_block_table if dst_block_table is None else dst_block_table
+    if indices.device.type == "cpu":
+        CompactionValues(
+            checks,
+            indices,
+            kept_lens,
+            src_block_table,
+            target,
+            dst_start,
+            *caches[0].shape[:2],
+        ).check()
     source = src_block_table.contiguous()
     launch_compact_kv_cache(
         caches,
