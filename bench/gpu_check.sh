@@ -63,10 +63,11 @@ for backend in cuda triton; do
   fi
   if has pytest && has hypothesis; then
     step "$backend-tests" 150 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu \
-      -k "$backend" "$ROOT"/tests/test_gpu.py "$ROOT"/tests/test_cuda_gpu.py
+      -k "$backend" "$ROOT"/tests/test_gpu.py "$ROOT"/tests/test_cuda_gpu.py \
+      "$ROOT"/tests/test_paged_gpu.py
     step "$backend-ops" 120 env LOOKAHEADKV_BACKEND=$backend "$PYTHON" -m pytest -q \
       -p no:cacheprovider --cases-per-test 12 "$ROOT"/tests/test_ops.py "$ROOT"/tests/test_select.py \
-      "$ROOT"/tests/test_gather.py "$ROOT"/tests/test_gradients.py
+      "$ROOT"/tests/test_gather.py "$ROOT"/tests/test_gradients.py "$ROOT"/tests/test_paged.py
   else
     skip "$backend-tests" "pytest and hypothesis are needed"
   fi
