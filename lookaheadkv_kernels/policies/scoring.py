@@ -5,26 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops import column_scores, gather_kv, lookahead_attention, select
+from ..ops import gather_kv, lookahead_attention, select
+from ..unmasked import grouped, logits_of
 from .base import Kept, LayerCall
 
 # Rows of a causal pass that are scored at once: they take this many squared logits per head.
 ROW_BLOCK = 128
-
-
-def _logits(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """Scaled q k^T in float32: [B, Hq, L, D] and [B, Hkv, S, D] -> [B, Hkv, G, L, S]."""
-    batch, heads, rows, dim = query.shape
-    kv_heads = key.shape[1]
-    grouped = query.float().reshape(batch, kv_heads, heads // kv_heads * rows, dim)
-    logits = grouped @ key.float().transpose(-1, -2) * scale
-    return logits.view(batch, kv_heads, heads // kv_heads, rows, -1)
-
-
-def _grouped(lse: Tensor, kv_heads: int) -> Tensor:
-    """[B, Hq, L] -> [B, Hkv, G, L, 1], to stand beside logits."""
-    batch, heads, rows = lse.shape
-    return lse.view(batch, kv_heads, heads // kv_heads, rows, 1)
 
 
 def causal_column_sums(
@@ -46,33 +32,10 @@ def causal_column_sums(
         seen = key[:, :, : before + length]
         # Only the log-sum-exp is wanted of the output, so any values do.
         _, lse, scores = lookahead_attention(block, seen, seen, scale=scale)
-        own = (_logits(block, seen[:, :, before:], scale) - _grouped(lse, key.shape[1])).exp()
+        own = (logits_of(block, seen[:, :, before:], scale) - grouped(lse, key.shape[1])).exp()
         sums[:, :, :before] += scores * length
         sums[:, :, before : before + length] += own.tril().sum(dim=3).mean(dim=2)
     return sums
-
-
-def unmasked_scores(
-    query: Tensor,  # [B, Hq, L, D]
-    key: Tensor,  # [B, Hkv, N, D]
-    scale: float,
-) -> Tensor:
-    """Mean attention of L rows that all see all N keys, over rows and group: [B, Hkv, N].
-
-    The op takes the last L keys for the rows' own, under a causal triangle. With the log-sum-exp of
-    all keys given, its scores of the N - L keys before are right; those last L are done here.
-    """
-    rows, num_keys = query.shape[2], key.shape[2]
-    last = _logits(query, key[:, :, max(0, num_keys - rows) :], scale)
-    if num_keys <= rows:
-        return last.softmax(dim=-1).mean(dim=(2, 3))
-    _, lse, _ = lookahead_attention(query, key, key, scale=scale)
-    hidden = torch.ones(rows, rows, dtype=torch.bool, device=key.device).triu(1)
-    hidden_lse = last.masked_fill(~hidden, -torch.inf).logsumexp(dim=-1)
-    lse = torch.logaddexp(lse, hidden_lse.view_as(lse))
-    before = column_scores(query, key, lse, scale=scale)
-    after = (last - _grouped(lse, key.shape[1])).exp().mean(dim=(2, 3))
-    return torch.cat([before, after], dim=2)
 
 
 def everything(call: LayerCall, num_entries: int) -> Tensor:

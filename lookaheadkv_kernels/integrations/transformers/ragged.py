@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .attend import Attended
 from .cache import EvictableLayer
 from .masks import bottom_right_mask
 
@@ -63,8 +64,8 @@ class RaggedLayer(EvictableLayer):
         if padding is not None:
             raise ValueError("a ragged cache takes no padded tokens")
 
-    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention of the newest q tokens, head by head: [B, q, Hq, D]; ``key`` is the tail."""
+    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor) -> Attended:
+        """Attention of the newest q tokens, head by head; ``key`` is the tail."""
         batch, heads, rows, dim = query.shape
         kv_heads = key.shape[1]
         group = heads // kv_heads
@@ -85,7 +86,7 @@ class RaggedLayer(EvictableLayer):
                 scale=module.scaling,
             )
             out[row, :, mine] = one.view(group, rows, dim).transpose(0, 1)
-        return out
+        return Attended(out, None)
 
     def keep(self, *args: Any, **kwargs: Any) -> None:
         """Always an error: what has to be chosen a second time is refused before it is run."""

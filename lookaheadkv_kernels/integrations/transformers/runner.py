@@ -269,6 +269,7 @@ class Runner:
                     new=[min(count, num_new) for count in counts],
                     num_lookahead=num_lookahead,
                     state=state,
+                    lse=cache.lse,
                 )
                 if self.record:
                     choices.append(Choice(cache.layers[index].kept_positions, chosen.scores))
