@@ -6,7 +6,6 @@ Every figure is a ratio to a peer in the same run: interleaved rounds, medians, 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import sys
 from collections.abc import Callable
@@ -18,12 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 import lookaheadkv_kernels as lkv
+from bench import machine
 from bench.cases import LLAMA_8B, Case
-from bench.machine import commit
 from bench.measure import interleaved, medians, peak_extra_bytes
 from bench.peers.eager import eager_score_and_evict
 from bench.peers.pool_topk import pool_topk_sorted
-from lookaheadkv_kernels.info import active_isa, cpu_model
+from lookaheadkv_kernels.info import cpu_model
 
 BUDGET = 128
 
@@ -146,15 +145,10 @@ def main() -> int:
         )
     Console().print(table)
     if arguments.json:
+        command = f"python -m bench.bars --rounds {arguments.rounds} --threads {arguments.threads}"
         facts = {
-            "date": datetime.date.today().isoformat(),
-            "commit": commit(),
-            "command": f"python -m bench.bars --rounds {arguments.rounds} "
-            f"--threads {arguments.threads}",
-            "cpu": cpu_model(),
-            "isa": active_isa(),
-            "threads": arguments.threads,
-            "torch": torch.__version__,
+            "kind": "bars",
+            **machine.facts("cpu", command),
             "num_prompt": LLAMA_8B.num_prompt,
             "bars": [{**asdict(bar), "met": bar.met} for bar in bars],
         }

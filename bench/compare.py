@@ -177,6 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{call:16} B / A = {ratio}  {'SLOWER' if slow else 'ok'}")
     if options.json:
         record = {
+            "kind": "compare",
             **machine.facts(options.device, "python -m bench.compare"),
             "revisions": options.revisions,
             "settings": settings,

@@ -163,8 +163,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if path is None or not results:
         return
     device = "cpu" if all(result.backend == "cpu" for result in results) else "cuda"
-    options = " ".join(["--full"] * config.getoption("--full"))
+    options = " ".join(
+        ["--full"] * config.getoption("--full")
+        + [f"--prompt {length}" for length in config.getoption("--prompt")]
+    )
     record = {
+        "kind": "suite",
         **machine.facts(device, f"pytest bench/ {options}".strip()),
         "seed": config.stash[SEED],
         "results": [result.as_dict() for result in results],
