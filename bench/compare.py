@@ -1,6 +1,6 @@
 """Two revisions on one machine: `python -m bench.compare REV_A REV_B`.
 
-Each revision gets a worktree of its own under build/compare/ with its libraries built there, and a
+Each revision gets a tree of its own under build/compare/ with its libraries built there, and a
 process that waits for its turn: both run every call alternately, so the machine is the same for
 both. Ratios are B's time over A's, medians over the rounds. A folder in place of a revision is
 taken as it is, built. The exit status says whether B is more than `--limit` times as slow anywhere,
@@ -10,10 +10,12 @@ in every attempt.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -30,12 +32,10 @@ FOLDER = machine.ROOT / "build" / "compare"
 WORKER = Path(__file__).resolve().parent / "compare_worker.py"
 
 
-def git(*arguments: str) -> str:
+def git(*arguments: str) -> bytes:
     """What git says in the repository."""
     command = ["git", *arguments]
-    return subprocess.run(
-        command, cwd=machine.ROOT, check=True, capture_output=True, text=True
-    ).stdout.strip()
+    return subprocess.run(command, cwd=machine.ROOT, check=True, stdout=subprocess.PIPE).stdout
 
 
 def checkout(revision: str, folder: Path = FOLDER) -> Path:
@@ -46,9 +46,11 @@ def checkout(revision: str, folder: Path = FOLDER) -> Path:
     """
     if Path(revision).is_dir():
         return Path(revision).resolve()
-    tree = folder / git("rev-parse", "--short=12", f"{revision}^{{commit}}")
+    commit = git("rev-parse", "--verify", f"{revision}^{{commit}}").decode().strip()
+    tree = folder / commit[:12]
     if not tree.is_dir():
-        git("worktree", "add", "--detach", str(tree), revision)
+        with tarfile.open(fileobj=io.BytesIO(git("archive", commit))) as archive:
+            archive.extractall(tree, filter="data")
     if not any((tree / "lookaheadkv_kernels" / "lib").glob("*cpu*")):
         build(tree)
     return tree

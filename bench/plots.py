@@ -22,12 +22,16 @@ def _figure(width: float = 8.0, height: float = 4.5) -> tuple[Figure, Any]:
     return figure, figure.subplots()
 
 
+def _length(keys: int) -> str:
+    return f"{keys // 1024}K" if keys % 1024 == 0 else str(keys)
+
+
 def _short(result: Result) -> str:
     """A label that fits beside a bar."""
     models = result["models"].split("+")
     more = "+" if len(models) > 1 else ""
     budget = "" if result["budget"] is None else f", {result['budget']}"
-    return f"{models[0]}{more}, {result['dtype']}, {result['num_prompt'] // 1024}K{budget}"
+    return f"{models[0]}{more}, {result['dtype']}, {_length(result['num_prompt'])}{budget}"
 
 
 def ratios(run: Run) -> Figure | None:
@@ -82,6 +86,9 @@ def floors(run: Run) -> Figure:
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    lengths = sorted({result["num_prompt"] for result in run["results"]})
+    axes.set_xticks(lengths, [_length(length) for length in lengths])
+    axes.minorticks_off()
     axes.set_xlabel("prompt keys")
     axes.set_ylabel("time / floor")
     axes.legend()
@@ -138,7 +145,10 @@ def _over_length(
     axes.set_yscale("log")
     axes.set_xlabel("prompt keys")
     axes.set_ylabel(label)
-    axes.set_title(f"{title}: {_short(series[0]).rpartition(', ')[0]}")
+    first = series[0]
+    axes.set_title(f"{title}: {first['models']}, {first['dtype']}, budget {first['budget']}")
+    axes.set_xticks(lengths, [_length(length) for length in lengths])
+    axes.minorticks_off()
     axes.legend()
     return figure
 
@@ -182,7 +192,7 @@ def draw(run: Run, folder: Path, stem: str) -> list[Path]:
     for name, make in kinds.get(run["kind"], {}).items():
         figure = make(run)
         if figure is not None:
-            paths.append(folder / f"{stem}-{name}.png")
+            paths.append(folder / f"{stem}--{name}.png")
             # Without the version of matplotlib in it the same run gives the same file.
             figure.savefig(paths[-1], dpi=100, metadata={"Software": None})
     return paths

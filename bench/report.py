@@ -15,6 +15,7 @@ from typing import Any
 from bench.machine import slug
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
+PICTURES = DOCS / "performance"
 
 HEAD = """\
 # Performance
@@ -190,18 +191,32 @@ def page(runs: Sequence[Run], plots: dict[str, list[str]]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def stem_of(run: Run) -> str:
+    """How the names of a run's pictures begin."""
+    return slug(Path(run["file"]).stem)
+
+
+def drawn_plots(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """The pictures that there are of every run, relative to the page."""
+    return {
+        run["file"]: [
+            str(path.relative_to(DOCS)) for path in sorted(PICTURES.glob(f"{stem_of(run)}--*.png"))
+        ]
+        for run in runs
+    }
+
+
 def main() -> None:
-    """Write the page and its plots."""
+    """Write the page and its pictures, anew."""
     from bench.plots import draw
 
     runs = load(DOCS / "measurements")
-    folder = DOCS / "performance"
-    folder.mkdir(exist_ok=True)
-    plots = {}
+    PICTURES.mkdir(exist_ok=True)
+    for picture in PICTURES.glob("*.png"):
+        picture.unlink()
     for run in runs:
-        drawn = draw(run, folder, slug(Path(run["file"]).stem))
-        plots[run["file"]] = [str(path.relative_to(DOCS)) for path in drawn]
-    (DOCS / "performance.md").write_text(page(runs, plots))
+        draw(run, PICTURES, stem_of(run))
+    (DOCS / "performance.md").write_text(page(runs, drawn_plots(runs)))
 
 
 if __name__ == "__main__":

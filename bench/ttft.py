@@ -95,11 +95,8 @@ def measure_prefill(
     found = methods(models, budget)
     taken: dict[str, list[float]] = {name: [] for name in found}
 
-    def prompt() -> torch.Tensor:
-        return torch.randint(3, 1000, (1, num_tokens), device=device)
-
     def run(name: str) -> Callable[[], object]:
-        ids = prompt()
+        ids = models.prompt(num_tokens)
         return lambda: found[name](ids)
 
     memory = {name: peak_extra_bytes(run(name), device) for name in found}  # warms up, too
@@ -125,8 +122,7 @@ def measure_decoding(
 ) -> dict[str, dict[str, float]]:
     """Median seconds of a decoding step behind a prompt, and tokens a second."""
     device = models.target.device
-    ids = torch.randint(3, 1000, (1, num_tokens), device=device)
-    calls = decoders(models, budget, ids)
+    calls = decoders(models, budget, models.prompt(num_tokens))
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for step in range(steps + 2):
         for name, call in calls.items():

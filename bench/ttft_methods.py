@@ -73,6 +73,11 @@ class Models:
             model.generation_config.eos_token_id = None
         return cls(name, target, draft)
 
+    def prompt(self, num_tokens: int) -> Tensor:
+        """Random token ids [1, N]."""
+        known = self.target.get_input_embeddings().num_embeddings
+        return torch.randint(3, known, (1, num_tokens), device=self.target.device)
+
 
 def untrained_modules(model: Any) -> LookaheadModules:
     """Modules of the model's sizes; what they learned does not change the time."""
