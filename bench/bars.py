@@ -145,10 +145,9 @@ def main() -> int:
         )
     Console().print(table)
     if arguments.json:
-        command = f"python -m bench.bars --rounds {arguments.rounds} --threads {arguments.threads}"
         facts = {
             "kind": "bars",
-            **machine.facts("cpu", command),
+            **machine.facts("cpu", machine.command("bench.bars")),
             "num_prompt": LLAMA_8B.num_prompt,
             "bars": [{**asdict(bar), "met": bar.met} for bar in bars],
         }

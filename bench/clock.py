@@ -49,23 +49,16 @@ class GpuClock:
         return seconds
 
     def prepare(self, call: Call) -> Call:
-        """The call as a CUDA graph, without its launches from Python.
-
-        A call that waits for the device cannot be captured, and stays as it is.
-        """
+        """The call as a CUDA graph, without its launches from Python."""
+        self._start = None  # an error may have come between two events
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             call()
         torch.cuda.current_stream().wait_stream(stream)
-        torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph):
-                call()
-        except RuntimeError:
-            torch.cuda.synchronize()
-            return call
+        with torch.cuda.graph(graph):
+            call()
         return graph.replay
 
 

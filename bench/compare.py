@@ -25,7 +25,7 @@ import torch
 
 from bench import machine
 from bench.cases import Case
-from bench.ratios import Ratio, median_ratio
+from bench.ratios import ATTEMPTS, Batch, judge
 
 CALLS = ("attention", "scores", "select", "gather", "score_and_evict")
 FOLDER = machine.ROOT / "build" / "compare"
@@ -112,28 +112,17 @@ class Worker:
         self._process.wait()
 
 
-def ratio_of(a: Worker, b: Worker, call: str, rounds: int) -> Ratio:
-    """B's time over A's; who goes first changes every round."""
-    taken: dict[Worker, list[float]] = {a: [], b: []}
-    for round_ in range(rounds):
-        for worker in (a, b) if round_ % 2 == 0 else (b, a):
-            taken[worker].append(worker.seconds(call))
-    return median_ratio(taken[b], taken[a])
+def in_turn(a: Worker, b: Worker, call: str, rounds: int) -> Batch:
+    """Some rounds of B and A, when called; who goes first changes every round."""
 
+    def batch() -> tuple[list[float], list[float]]:
+        taken: dict[Worker, list[float]] = {a: [], b: []}
+        for round_ in range(rounds):
+            for worker in (a, b) if round_ % 2 == 0 else (b, a):
+                taken[worker].append(worker.seconds(call))
+        return taken[b], taken[a]
 
-def compare(
-    a: Worker, b: Worker, calls: Sequence[str], *, rounds: int, limit: float, attempts: int
-) -> dict[str, tuple[Ratio, bool]]:
-    """Ratio of every call, and whether B was slower than ``limit`` allows in every attempt."""
-    found = {}
-    for call in calls:
-        for _ in range(attempts):
-            ratio = ratio_of(a, b, call, rounds)
-            slow = ratio.value > limit
-            if not slow:
-                break
-        found[call] = (ratio, slow)
-    return found
+    return batch
 
 
 def settings_of(case: Case, options: argparse.Namespace) -> dict[str, Any]:
@@ -158,37 +147,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompt", type=int, default=8192)
     parser.add_argument("--budget", type=int, default=128)
     parser.add_argument("--call", action="append", choices=CALLS, help="repeatable; default: all")
-    parser.add_argument("--rounds", type=int, default=21, help="of an attempt (default: 21)")
+    parser.add_argument("--rounds", type=int, default=15, help="at a time (default: 15)")
     parser.add_argument("--repeats", type=int, default=3, help="calls a round (default: 3)")
-    parser.add_argument("--attempts", type=int, default=3)
+    parser.add_argument("--attempts", type=int, default=ATTEMPTS)
     parser.add_argument("--limit", type=float, default=1.2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     trees = [checkout(revision) for revision in options.revisions]
     settings = settings_of(Case(num_prompt=options.prompt), options)
     with Worker(trees[0], settings) as a, Worker(trees[1], settings) as b:
-        found = compare(
-            a,
-            b,
-            options.call or CALLS,
-            rounds=options.rounds,
-            limit=options.limit,
-            attempts=options.attempts,
-        )
-    for call, (ratio, slow) in found.items():
-        print(f"{call:16} B / A = {ratio}  {'SLOWER' if slow else 'ok'}")
+        found = {
+            call: judge(
+                in_turn(a, b, call, options.rounds), options.limit, attempts=options.attempts
+            )
+            for call in options.call or CALLS
+        }
+    for call, verdict in found.items():
+        print(f"{call:16} B / A = {verdict.ratio}  {'SLOWER' if verdict.slow else 'ok'}")
     if options.json:
         record = {
             "kind": "compare",
-            **machine.facts(options.device, "python -m bench.compare"),
+            **machine.facts(options.device, machine.command("bench.compare")),
             "revisions": options.revisions,
             "settings": settings,
-            "ratios": {
-                call: {**asdict(ratio), "slow": slow} for call, (ratio, slow) in found.items()
-            },
+            "verdicts": {call: asdict(verdict) for call, verdict in found.items()},
         }
         options.json.write_text(json.dumps(record, indent=1) + "\n")
-    return int(any(slow for _, slow in found.values()))
+    return int(any(verdict.slow for verdict in found.values()))
 
 
 if __name__ == "__main__":

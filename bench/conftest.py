@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import random
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -163,13 +164,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if path is None or not results:
         return
     device = "cpu" if all(result.backend == "cpu" for result in results) else "cuda"
-    options = " ".join(
-        ["--full"] * config.getoption("--full")
-        + [f"--prompt {length}" for length in config.getoption("--prompt")]
-    )
+    command = shlex.join(["pytest", *map(str, config.invocation_params.args)])
     record = {
         "kind": "suite",
-        **machine.facts(device, f"pytest bench/ {options}".strip()),
+        **machine.facts(device, command),
         "seed": config.stash[SEED],
         "results": [result.as_dict() for result in results],
     }

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,24 +27,13 @@ from bench.clock import Call, Clock, clock_of
 from bench.measure import interleaved
 from bench.peers.eager import eager_score_and_evict, eager_scores
 from bench.peers.pool_topk import pool_topk_sorted, torch_gather
-from bench.ratios import Ratio, median_ratio
-from bench.test_rooms import sdpa_and_eager_scores
+from bench.peers.sdpa import sdpa_and_eager_scores
+from bench.ratios import Batch, Verdict, judge
 
 BASELINES = Path(__file__).resolve().parent / "baselines"
 LIMIT = 1.2
 ROUNDS = 15
-ATTEMPTS = 3
 BUDGET = 128
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the last attempt measured, and whether every attempt was too slow."""
-
-    ratio: Ratio  # ours / peer
-    seconds: float
-    attempts: int
-    slow: bool
 
 
 @dataclass(frozen=True)
@@ -66,35 +54,14 @@ class Stored:
     seconds: float
 
 
-def judge(
-    ours: Call,
-    peer: Call,
-    most: float,
-    *,
-    most_seconds: float = float("inf"),
-    rounds: int = ROUNDS,
-    attempts: int = ATTEMPTS,
-    clock: Clock | None = None,
-) -> Verdict:
-    """Whether ``ours`` takes too long in each of ``attempts`` attempts.
+def in_turn(ours: Call, peer: Call, rounds: int, clock: Clock) -> Batch:
+    """Some rounds of both, when called."""
 
-    Args:
-        ours: the call.
-        peer: what it is timed in turn with.
-        most: of the peer's time, median over the rounds of an attempt.
-        most_seconds: of its own median.
-        rounds: of an attempt.
-        attempts: the first that is quick enough ends them.
-        clock: of the device.
-    """
-    attempt, slow = 0, True
-    while slow and attempt < attempts:
+    def batch() -> tuple[list[float], list[float]]:
         taken = interleaved({"ours": ours, "peer": peer}, rounds, clock=clock)
-        ratio = median_ratio(taken["ours"], taken["peer"])
-        seconds = statistics.median(taken["ours"])
-        slow = ratio.value > most or seconds > most_seconds
-        attempt += 1
-    return Verdict(ratio, seconds, attempt, slow)
+        return taken["ours"], taken["peer"]
+
+    return batch
 
 
 def gated_calls(device: str, num_prompt: int) -> list[Gated]:
@@ -165,14 +132,8 @@ def check(
             most = LIMIT * stored[call.name].ratio
             if device == "cuda":
                 seconds = LIMIT * stored[call.name].seconds
-        verdicts[call.name] = judge(
-            clock.prepare(call.ours),
-            clock.prepare(call.peer),
-            most,
-            most_seconds=seconds,
-            rounds=rounds,
-            clock=clock,
-        )
+        batch = in_turn(clock.prepare(call.ours), clock.prepare(call.peer), rounds, clock)
+        verdicts[call.name] = judge(batch, most, most_seconds=seconds)
     return verdicts
 
 
@@ -206,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     slow = any(verdict.slow for verdict in verdicts.values())
     if options.record and not slow:
-        write(path, verdicts, machine.facts(options.device, "python -m bench.gate --record"))
+        write(path, verdicts, machine.facts(options.device, machine.command("bench.gate")))
     return int(slow)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import re
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,11 @@ def key(device: torch.device | str) -> dict[str, str]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda or "none",
     }
+
+
+def command(module: str) -> str:
+    """How this process was started, as `python -m` of a module."""
+    return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
 def facts(device: torch.device | str, command: str) -> dict[str, Any]:

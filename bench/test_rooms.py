@@ -10,18 +10,18 @@ from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import lookaheadkv_kernels as lkv
 from bench import work
 from bench.cases import LLAMA_8B, Point
 from bench.conftest import Measure
-from bench.peers.column_parallel import column_parallel_scores
+from bench.peers.column_parallel import column_parallel_evict, column_parallel_scores
 from bench.peers.compiled import compiled_score_and_evict
 from bench.peers.eager import eager_score_and_evict, eager_scores
-from bench.peers.pool_topk import pool_topk, pool_topk_sorted, torch_gather
-from bench.peers.row_parallel import row_parallel_scores
+from bench.peers.pool_topk import pool_topk_sorted, torch_gather
+from bench.peers.row_parallel import row_parallel_evict, row_parallel_scores
+from bench.peers.sdpa import sdpa, sdpa_and_eager_scores
 from bench.peers.snapkv import snapkv_compress
 
 Inputs = tuple[Tensor, Tensor, Tensor]
@@ -29,32 +29,6 @@ Inputs = tuple[Tensor, Tensor, Tensor]
 
 def inputs_of(point: Point, seeds: list[int], device: str) -> list[Inputs]:
     return [point.case.inputs(seed, device) for seed in seeds]
-
-
-def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The rows' attention as a model computes it: no scores."""
-    rows, keys = query.shape[2], key.shape[2]
-    mask = torch.ones(rows, keys, dtype=torch.bool, device=query.device).tril(keys - rows)
-    return F.scaled_dot_product_attention(query, key, value, mask, enable_gqa=True)
-
-
-def sdpa_and_eager_scores(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """What the paper's code does: fused attention, and the probabilities once more for scores."""
-    return sdpa(query, key, value), eager_scores(query, key)
-
-
-def row_parallel_evict(
-    query: Tensor, key: Tensor, value: Tensor, budget: int
-) -> tuple[Tensor, Tensor]:
-    scores = row_parallel_scores(query, key)
-    return torch_gather(key, value, pool_topk(scores, budget))
-
-
-def column_parallel_evict(
-    query: Tensor, key: Tensor, value: Tensor, lse: Tensor, budget: int
-) -> tuple[Tensor, Tensor]:
-    scores = column_parallel_scores(query, key, lse)
-    return torch_gather(key, value, pool_topk(scores, budget))
 
 
 def test_attention(measure: Measure, point: Point, device: str, seeds: list[int]) -> None:
@@ -101,9 +75,11 @@ def test_select(measure: Measure, point: Point, budget: int, device: str, seeds:
 
 
 def test_gather(measure: Measure, point: Point, budget: int, device: str, seeds: list[int]) -> None:
+    generator = torch.Generator().manual_seed(seeds[0])
     sets = []
     for _, key, value in inputs_of(point, seeds, device):
-        sets.append((key, value, lkv.select(torch.rand(key.shape[:3], device=device), budget)))
+        scores = torch.rand(key.shape[:3], generator=generator).to(device)
+        sets.append((key, value, lkv.select(scores, budget)))
     measure(
         "gather",
         [partial(lkv.gather_kv, *one) for one in sets],

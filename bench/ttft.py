@@ -187,10 +187,9 @@ def main() -> None:
         for name, row in speed.items():
             print(f"    decoding, {name}: {row['tokens_per_second']:.1f} tokens a second")
     if options.json:
-        command = f"python -m bench.ttft --model {options.model} --device {options.device}"
         record = {
             "kind": "ttft",
-            **machine.facts(models.target.device, command),
+            **machine.facts(models.target.device, machine.command("bench.ttft")),
             "model": options.model,
             "dtype": options.dtype,
             "budget": options.budget,

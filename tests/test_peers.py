@@ -9,7 +9,7 @@ import torch
 from build_tools import ROOT, checked
 from helpers import assert_fp32_close, make_inputs
 
-from bench.peers.column_parallel import column_parallel_scores
+from bench.peers.column_parallel import column_parallel_evict, column_parallel_scores
 from bench.peers.compiled import compiled_score_and_evict
 from bench.peers.eager import (
     eager_attention,
@@ -18,7 +18,8 @@ from bench.peers.eager import (
     eager_scores,
 )
 from bench.peers.pool_topk import pool_topk_sorted, torch_gather
-from bench.peers.row_parallel import row_parallel_scores
+from bench.peers.row_parallel import row_parallel_evict, row_parallel_scores
+from bench.peers.sdpa import sdpa_and_eager_scores
 from bench.peers.snapkv import snapkv_compress, snapkv_scores
 from lookaheadkv_kernels import python_ref
 
@@ -53,6 +54,14 @@ def test_eager_rounds_in_the_inputs_dtype():
     assert 1e-4 < error < 3e-2
 
 
+def test_sdpa_is_the_reference_in_float32():
+    inputs = make_inputs(batch=2, heads=6, prompt=100)
+    out, _, scores = python_ref.lookahead_attention(*inputs.double())
+    actual = sdpa_and_eager_scores(*inputs)
+    assert_fp32_close(actual[0], out)
+    assert_fp32_close(actual[1], scores)
+
+
 def test_compiled_eager_is_eager():
     inputs = make_inputs(prompt=100)
     for actual, expected in zip(
@@ -70,6 +79,19 @@ def test_kernels_of_others_are_the_reference_in_float32(heads, rows, prompt):
     _, lse, scores = python_ref.lookahead_attention(*inputs.double())
     assert_fp32_close(row_parallel_scores(query, key), scores)
     assert_fp32_close(column_parallel_scores(query, key, lse.float()), scores)
+
+
+def test_eviction_by_kernels_of_others_keeps_what_eager_keeps():
+    inputs = make_inputs(batch=2, heads=6, prompt=100)
+    lse = python_ref.lookahead_attention(*inputs.double())[1].float()
+    expected = eager_score_and_evict(*inputs, 20)[:2]
+    for kept in (
+        row_parallel_evict(*inputs, 20),
+        column_parallel_evict(*inputs, lse, 20),
+    ):
+        for actual, wanted in zip(kept, expected, strict=True):
+            # Equal pooled scores may come in another order.
+            assert torch.equal(actual.sum(-1).sort().values, wanted.sum(-1).sort().values)
 
 
 def test_their_triton_kernels_in_the_interpreter():

@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from bench.peers.pool_topk import pool_topk, torch_gather
 from lookaheadkv_kernels.triton.launch import launch
 
 BLOCK_KEYS = 64
@@ -33,6 +34,17 @@ def column_parallel_scores(
     prompt = key[:, :, : key.shape[2] - rows]
     sums = on_gpu if query.is_cuda else on_cpu
     return sums(folded, prompt, of_rows) / folded_rows
+
+
+def column_parallel_evict(
+    query: Tensor,  # [B, Hq, L, D]
+    key: Tensor,  # [B, Hkv, N + L, D]
+    value: Tensor,  # [B, Hkv, N + L, D]
+    lse: Tensor,  # [B, Hq, L] float32
+    budget: int,
+) -> tuple[Tensor, Tensor]:
+    """Kept key and value [B, Hkv, budget, D] by these scores, best first."""
+    return torch_gather(key, value, pool_topk(column_parallel_scores(query, key, lse), budget))
 
 
 def on_cpu(query: Tensor, key: Tensor, lse: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from bench.peers.pool_topk import pool_topk, torch_gather
 from lookaheadkv_kernels.triton.launch import launch
 
 BLOCK_ROWS = 64
@@ -30,6 +31,16 @@ def row_parallel_scores(
     return sums.view(batch, kv_heads, heads // kv_heads, prompt).sum(dim=2) / (
         rows * (heads // kv_heads)
     )
+
+
+def row_parallel_evict(
+    query: Tensor,  # [B, Hq, L, D]
+    key: Tensor,  # [B, Hkv, N + L, D]
+    value: Tensor,  # [B, Hkv, N + L, D]
+    budget: int,
+) -> tuple[Tensor, Tensor]:
+    """Kept key and value [B, Hkv, budget, D] by these scores, best first."""
+    return torch_gather(key, value, pool_topk(row_parallel_scores(query, key), budget))
 
 
 def on_cpu(query: Tensor, key: Tensor) -> Tensor:
