@@ -164,4 +164,4 @@ def test_two_revisions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     output = capsys.readouterr().out
     assert "SLOWER" in output.splitlines()[0] and output.count("SLOWER") == 1
     verdicts = json.loads(path.read_text())["verdicts"]
-    assert 1.3 < verdicts["scores"]["ratio"]["value"] < 1.7
+    assert verdicts["scores"]["attempts"] == 3 and verdicts["scores"]["ratio"]["value"] > 1.2
