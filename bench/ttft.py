@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from bench import machine
-from bench.measure import peak_extra_bytes
+from bench.measure import keep_freed_memory, peak_extra_bytes
 from bench.ratios import median_ratio
 from bench.ttft_methods import QUICK, Models, decoders, methods
 from lookaheadkv_kernels.integrations.transformers.attention import attach
@@ -170,6 +170,8 @@ def main() -> None:
     parser.add_argument("--decode-steps", type=int, default=32)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if options.device == "cpu":
+        keep_freed_memory()
     models = Models.make(options.model, getattr(torch, options.dtype), options.device)
     attach(models.target)
     on_gpu = models.target.device.type == "cuda"
