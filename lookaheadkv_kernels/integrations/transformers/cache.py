@@ -159,6 +159,10 @@ class EvictableLayer(CacheLayerMixin):
         new = new.to(torch.int32)[:, None].expand(batch, heads, stored - tail)
         return new if self.kept_positions is None else torch.cat([self.kept_positions, new], dim=2)
 
+    def dense(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values [B, Hkv, S, D], and which of them are real: bool [B, Hkv, S]."""
+        return self.keys, self.values, self.positions() >= 0
+
     @property
     def stored_length(self) -> int:
         """Physical length: slots per head."""

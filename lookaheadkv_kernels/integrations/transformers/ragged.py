@@ -105,6 +105,17 @@ class RaggedLayer(EvictableLayer):
         new = new.to(torch.int32)[:, None].expand(batch, heads, tail)
         return torch.cat([self.kept_positions, new], dim=2)
 
+    def dense(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values [B, Hkv, S, D], and which of them are real: bool [B, Hkv, S]."""
+        full = self.positions() >= 0
+        kept = full[:, :, : full.shape[2] - self.keys.shape[2]]
+        key, value = (
+            flat.new_zeros(*kept.shape, flat.shape[1])
+            for flat in (self.flat_keys, self.flat_values)
+        )
+        key[kept], value[kept] = self.flat_keys, self.flat_values
+        return torch.cat([key, self.keys], dim=2), torch.cat([value, self.values], dim=2), full
+
     @property
     def stored_length(self) -> int:
         """Physical length of the longest head."""
