@@ -134,7 +134,8 @@ def ttft_section(run: Run, plots: Sequence[str]) -> list[str]:
         f"### Time to the first token: {run['model']}, {run['dtype']}, budget {run['budget']}",
         "",
         "*Full cache* is the forward through our cache with nothing evicted: it has the attention "
-        "kernel that the methods have. " + source(run),
+        "kernel that the methods have. On a CPU the allocator keeps what is freed, lest page "
+        "faults decide. " + source(run),
         "",
     ]
     lines += [line for plot in plots for line in (f"![{Path(plot).stem}]({plot})", "")]
