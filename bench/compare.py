@@ -38,19 +38,25 @@ def git(*arguments: str) -> bytes:
     return subprocess.run(command, cwd=machine.ROOT, check=True, stdout=subprocess.PIPE).stdout
 
 
-def checkout(revision: str, folder: Path = FOLDER) -> Path:
-    """The tree of a revision, built; one that is there is used again.
+def extract(revision: str, folder: Path) -> Path:
+    """The tree of a revision, in a folder named by its commit; one that is there is used again.
 
     Raises:
-        subprocess.CalledProcessError: git does not know the revision, or it does not build.
+        subprocess.CalledProcessError: git does not know the revision.
     """
-    if Path(revision).is_dir():
-        return Path(revision).resolve()
     commit = git("rev-parse", "--verify", f"{revision}^{{commit}}").decode().strip()
     tree = folder / commit[:12]
     if not tree.is_dir():
         with tarfile.open(fileobj=io.BytesIO(git("archive", commit))) as archive:
             archive.extractall(tree, filter="data")
+    return tree
+
+
+def checkout(revision: str) -> Path:
+    """The tree of a revision, built; or a folder, as it is."""
+    if Path(revision).is_dir():
+        return Path(revision).resolve()
+    tree = extract(revision, FOLDER)
     if not any((tree / "lookaheadkv_kernels" / "lib").glob("*cpu*")):
         build(tree)
     return tree

@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from build_tools import ROOT, checked
 
 import lookaheadkv_kernels as lkv
 from bench import compare, gate
@@ -165,3 +167,14 @@ def test_two_revisions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "SLOWER" in output.splitlines()[0] and output.count("SLOWER") == 1
     verdicts = json.loads(path.read_text())["verdicts"]
     assert verdicts["scores"]["attempts"] == 3 and verdicts["scores"]["ratio"]["value"] > 1.2
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_a_revision_is_what_was_committed(tmp_path: Path) -> None:
+    tree = compare.extract("HEAD", tmp_path)
+    committed = checked(["git", "show", "HEAD:bench/compare.py"], cwd=ROOT)
+    assert (tree / "bench" / "compare.py").read_text() == committed
+    assert compare.extract("HEAD", tmp_path) == tree
+    assert compare.checkout(str(tree)) == tree
+    with pytest.raises(subprocess.CalledProcessError):
+        compare.extract("no-such-revision", tmp_path)
