@@ -67,7 +67,7 @@ def ratios(run: Run) -> Figure | None:
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("times as long as score_and_evict (95 %)")
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=len(peers))
     return figure
 
 
@@ -178,7 +178,7 @@ def first_token(run: Run) -> Figure:
     )
     axes.set_yscale("symlog", linthresh=10)
     axes.set_ylabel("% over the forward (95 %)")
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=4)
     return figure
 
 
