@@ -150,14 +150,13 @@ class EvictableLayer(CacheLayerMixin):
         """Position of every stored entry in its row's text: int32 [B, Hkv, S]; -1 where empty."""
         batch, heads, stored, _ = self.keys.shape
         tail = 0 if self.kept_positions is None else self.kept_positions.shape[2]
-        real = torch.ones(batch, stored - tail, dtype=torch.int64, device=self.keys.device)
-        if self.valid is not None:
-            real = self.valid[:, tail:].to(torch.int64)
-        new = real.cumsum(dim=1) - 1
-        if self.kept_seen is not None:
-            new = new + self.kept_seen[:, None]
-        new = new.masked_fill(real == 0, -1).to(torch.int32)
-        new = new[:, None].expand(batch, heads, stored - tail)
+        seen = 0 if self.kept_seen is None else self.kept_seen[:, None]
+        if self.valid is None:
+            new = torch.arange(stored - tail, device=self.keys.device).expand(batch, -1) + seen
+        else:
+            real = self.valid[:, tail:]
+            new = (real.cumsum(dim=1) - 1 + seen).masked_fill(~real, -1)
+        new = new.to(torch.int32)[:, None].expand(batch, heads, stored - tail)
         return new if self.kept_positions is None else torch.cat([self.kept_positions, new], dim=2)
 
     def dense(self) -> tuple[Tensor, Tensor, Tensor]:
