@@ -1,5 +1,5 @@
 // Every op of the library and its schema, in one place. Implementations register themselves per
-// dispatch key (csrc/cpu/ops.cpp, csrc/cuda/ops.cpp); fake kernels and autograd formulas live in
+// dispatch key (csrc/cpu/*ops.cpp, csrc/cuda/*ops.cpp); fake kernels and autograd formulas live in
 // lookaheadkv_kernels/. tests/test_schema.py pins this page: a change here is an API change.
 #include <torch/csrc/stable/library.h>
 
@@ -32,4 +32,37 @@ STABLE_TORCH_LIBRARY(lookaheadkv, m) {
       "float? scale=None, int pool_kernel=7, int num_sink=0, int num_recent=0, "
       "bool keep_observation=False, Tensor? leftpad_k=None, Tensor? seqused_k=None) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
+
+  // --- paged caches: request r of a batch of R, its pages in row r of the block table
+
+  // The last num_rows queries of each request -> scores [R,Hkv,max_seq_len].
+  m.def(
+      "paged_column_scores(Tensor query, Tensor key_cache, Tensor block_table, "
+      "Tensor cu_seqlens_q, Tensor seq_lens, int num_rows, int max_seq_len, *, Tensor? lse=None, "
+      "float? scale=None, Tensor? k_scale=None) -> Tensor");
+  // -> (indices [R,Hkv or 1,max_budget] int32, kept_lens [R] int32).
+  m.def(
+      "paged_select(Tensor scores, Tensor cu_seqlens_q, Tensor seq_lens, int num_rows, "
+      "int max_budget, *, Tensor? budgets=None, int pool_kernel=7, int num_sink=0, "
+      "int num_recent=0, bool keep_observation=False, str head_reduction=\"none\") "
+      "-> (Tensor, Tensor)");
+  // Both -> (indices, kept_lens, scores); requests that keep everything are not scored.
+  m.def(
+      "paged_score_and_select(Tensor query, Tensor key_cache, Tensor block_table, "
+      "Tensor cu_seqlens_q, Tensor seq_lens, int num_rows, int max_seq_len, int max_budget, *, "
+      "Tensor? budgets=None, Tensor? lse=None, float? scale=None, Tensor? k_scale=None, "
+      "int pool_kernel=7, int num_sink=0, int num_recent=0, bool keep_observation=False, "
+      "str head_reduction=\"none\") -> (Tensor, Tensor, Tensor)");
+  // The same into tensors of the caller's.
+  m.def(
+      "paged_score_and_select_out(Tensor query, Tensor key_cache, Tensor block_table, "
+      "Tensor cu_seqlens_q, Tensor seq_lens, int num_rows, int max_budget, *, "
+      "Tensor(a!) indices, Tensor(b!) kept_lens, Tensor(c!) scores, Tensor? budgets=None, "
+      "Tensor? lse=None, float? scale=None, Tensor? k_scale=None, int pool_kernel=7, "
+      "int num_sink=0, int num_recent=0, bool keep_observation=False, "
+      "str head_reduction=\"none\") -> ()");
+  // Moves the kept entries of every layer together; caches: each [num_blocks,page_size,Hkv,*].
+  m.def(
+      "compact_kv_cache(Tensor(a!)[] caches, Tensor indices, Tensor kept_lens, "
+      "Tensor src_block_table, Tensor? dst_block_table=None, *, Tensor? dst_start=None) -> ()");
 }

@@ -8,8 +8,8 @@ from . import _library
 
 _library.load()
 
-# The rest needs the registered ops; the first two add fake kernels and gradients to them.
-from . import _autograd, _fake  # noqa: E402, F401
+# The rest needs the registered ops; the first three add fake kernels and gradients to them.
+from . import _autograd, _fake, _fake_paged  # noqa: E402, F401
 from ._version import __version__  # noqa: E402
 from .backend import (  # noqa: E402
     available_backends,
@@ -29,17 +29,35 @@ from .ops import (  # noqa: E402
     score_and_evict,
     select,
 )
+from .paged import (  # noqa: E402
+    Kept,
+    Selected,
+    compact_kv_cache,
+    kept_length,
+    paged_column_scores,
+    paged_score_and_select,
+    paged_score_and_select_out,
+    paged_select,
+)
 
 __all__ = [
     "Attention",
     "Evicted",
+    "Kept",
     "KeyValue",
+    "Selected",
     "__version__",
     "available_backends",
     "backend_for",
     "column_scores",
+    "compact_kv_cache",
     "gather_kv",
+    "kept_length",
     "lookahead_attention",
+    "paged_column_scores",
+    "paged_score_and_select",
+    "paged_score_and_select_out",
+    "paged_select",
     "prefill_attention",
     "score_and_evict",
     "select",

@@ -133,5 +133,7 @@ for _name in (
     "prefill_attention",
     "gather_kv",
     "score_and_evict",
+    "paged_column_scores",
+    "paged_score_and_select",
 ):
     _register_not_differentiable(_name)

@@ -184,10 +184,11 @@ class Checks:
         num_sink: int,
         num_recent: int,
         observation_rows: Size | None = None,
+        name: str = "budget",
     ) -> None:
         """Selection options; ``observation_rows`` is L where the observation rows are kept."""
         if budget < 1:
-            self.fail(f"budget must be at least 1, got {budget}")
+            self.fail(f"{name} must be at least 1, got {budget}")
         if pool_kernel < 1 or pool_kernel % 2 == 0:
             self.fail(f"pool_kernel must be odd and positive, got {pool_kernel}")
         if num_sink < 0:
@@ -198,12 +199,12 @@ class Checks:
         if observation_rows is None:
             if budget < pinned:
                 self.fail(
-                    f"budget must hold num_sink + num_recent = {pinned} pinned entries, "
+                    f"{name} must hold num_sink + num_recent = {pinned} pinned entries, "
                     f"got {budget}"
                 )
         elif _known(budget < observation_rows + pinned):
             self.fail(
-                "budget must hold L + num_sink + num_recent = "
+                f"{name} must hold L + num_sink + num_recent = "
                 f"{observation_rows + pinned} entries, got {budget}"
             )
 
@@ -247,6 +248,6 @@ class Checks:
 
     def _last_dim_contiguous(self, tensors: dict[str, Tensor]) -> None:
         for name, tensor in tensors.items():
-            stride = tensor.stride(3)
+            stride = tensor.stride(-1)
             if _known(stride != 1):
                 self.fail(f"{name} must be contiguous in its last dimension, got stride {stride}")

@@ -6,8 +6,10 @@ materialised. Slow on purpose: this is what every kernel of the project is check
 """
 
 from .attention import attention_probabilities, lookahead_attention, prefill_attention
+from .compact import compact_kv_cache
 from .evict import Evicted, score_and_evict
 from .gather import gather_kv
+from .paged import paged_column_scores, paged_score_and_select, paged_select
 from .scores import column_scores, column_scores_backward
 from .select import max_pool, select
 
@@ -16,9 +18,13 @@ __all__ = [
     "attention_probabilities",
     "column_scores",
     "column_scores_backward",
+    "compact_kv_cache",
     "gather_kv",
     "lookahead_attention",
     "max_pool",
+    "paged_column_scores",
+    "paged_score_and_select",
+    "paged_select",
     "prefill_attention",
     "score_and_evict",
     "select",

@@ -11,6 +11,10 @@ import lookaheadkv_kernels as lk
 
 PADDING = "Tensor? leftpad_k=None, Tensor? seqused_k=None"
 SELECTION = "int pool_kernel=7, int num_sink=0, int num_recent=0"
+KEPT = f'{SELECTION}, bool keep_observation=False, str head_reduction="none"'
+BATCH = "Tensor cu_seqlens_q, Tensor seq_lens, int num_rows"
+PAGES = f"Tensor query, Tensor key_cache, Tensor block_table, {BATCH}"
+SCORING = "Tensor? lse=None, float? scale=None, Tensor? k_scale=None"
 SCHEMAS = {
     "lookahead_attention": (
         f"(Tensor query, Tensor key, Tensor value, *, float? scale=None, {PADDING}) "
@@ -34,6 +38,27 @@ SCHEMAS = {
         f"float? scale=None, {SELECTION}, bool keep_observation=False, {PADDING}) "
         "-> (Tensor, Tensor, Tensor, Tensor)"
     ),
+    "paged_column_scores": f"({PAGES}, int max_seq_len, *, {SCORING}) -> Tensor",
+    "paged_select": (
+        f"(Tensor scores, {BATCH}, int max_budget, *, Tensor? budgets=None, {KEPT}) "
+        "-> (Tensor, Tensor)"
+    ),
+    "paged_score_and_select": (
+        f"({PAGES}, int max_seq_len, int max_budget, *, Tensor? budgets=None, {SCORING}, {KEPT}) "
+        "-> (Tensor, Tensor, Tensor)"
+    ),
+    "paged_score_and_select_out": (
+        f"({PAGES}, int max_budget, *, Tensor(a!) indices, Tensor(b!) kept_lens, "
+        f"Tensor(c!) scores, Tensor? budgets=None, {SCORING}, {KEPT}) -> ()"
+    ),
+    "compact_kv_cache": (
+        "(Tensor(a!)[] caches, Tensor indices, Tensor kept_lens, Tensor src_block_table, "
+        "Tensor? dst_block_table=None, *, Tensor? dst_start=None) -> ()"
+    ),
+}
+WRITES = {
+    "paged_score_and_select_out": {"indices", "kept_lens", "scores"},
+    "compact_kv_cache": {"caches"},
 }
 PUBLIC = sorted(set(SCHEMAS) - {"column_scores_backward"})
 
@@ -58,10 +83,15 @@ def test_no_other_op():
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_declares_no_mutation_and_no_alias(name):
+def test_declares_what_it_writes_and_no_alias(name):
     schema = op(name)._schema
-    assert not schema.is_mutable
-    assert all(value.alias_info is None for value in (*schema.arguments, *schema.returns))
+    written = {argument.name for argument in schema.arguments if argument.is_write}
+    assert written == WRITES.get(name, set())
+    assert all(
+        value.alias_info is None
+        for value in (*schema.arguments, *schema.returns)
+        if value.name not in written
+    )
 
 
 @pytest.mark.parametrize("name", PUBLIC)
