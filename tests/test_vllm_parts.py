@@ -105,7 +105,7 @@ def test_layers_that_are_refused(change: dict[str, Any]) -> None:
 def test_every_reason_is_named_at_once() -> None:
     engine = EngineFacts(prefix_caching=True, mla=True)
     assert len(refusals(engine)) == 2
-    with pytest.raises(ValueError, match="prefix caching.*; MLA"):
+    with pytest.raises(ValueError, match=r"prefix caching.*; MLA"):
         check(engine)
 
 
@@ -181,5 +181,5 @@ def test_another_vllm_is_refused_if_it_was_asked_for(
         plugin.register()
     assert "vLLM 0.32 is supported, found 0.33.1" in caplog.text
     monkeypatch.setenv("VLLM_PLUGINS", "other,lookaheadkv")
-    with pytest.raises(RuntimeError, match="found 0.33.1"):
+    with pytest.raises(RuntimeError, match=r"found 0\.33\.1"):
         plugin.register()

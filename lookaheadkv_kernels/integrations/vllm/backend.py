@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,15 +28,22 @@ from .refusals import check
 
 
 class EvictingCPUBackend(CPUAttentionBackend):  # type: ignore[misc]
-    """``CPU_ATTN``; the same as vLLM's where an engine does not ask for eviction."""
+    """``CPU_ATTN``; the same as vLLM's where an engine does not ask for eviction.
+
+    Attributes:
+        config: of the engine that is being made. vLLM makes the layers of one engine and asks for
+            their specs before it turns to another, and sets its own configuration only for the
+            first of the two.
+    """
+
+    config: ClassVar[EvictionConfig | None] = None
 
     @classmethod
     def customize_spec(cls, spec: Any) -> Any:
         """A spec whose manager frees blocks."""
-        config = EvictionConfig.of(get_current_vllm_config().additional_config)
-        if config is None or type(spec) is not FullAttentionSpec:
+        if cls.config is None or type(spec) is not FullAttentionSpec:
             return spec
-        return EvictingSpec.of(spec, config.budget)
+        return EvictingSpec.of(spec, cls.config.budget)
 
     @staticmethod
     def get_impl_cls() -> type[EvictingCPUImpl]:
@@ -128,6 +135,10 @@ class EvictingCPUBuilder(CPUAttentionMetadataBuilder):  # type: ignore[misc]
 
 class EvictingCPUImpl(CPUAttentionBackendImpl):  # type: ignore[misc]
     """vLLM's, which remembers the newest queries of prompts."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        EvictingCPUBackend.config = EvictionConfig.of(get_current_vllm_config().additional_config)
 
     def forward(
         self,
