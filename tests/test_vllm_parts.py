@@ -12,7 +12,7 @@ import torch
 from lookaheadkv_kernels.integrations import vllm as plugin
 from lookaheadkv_kernels.integrations.vllm import evicted_blocks, held_blocks, kept_entries
 from lookaheadkv_kernels.integrations.vllm.config import EvictionConfig
-from lookaheadkv_kernels.integrations.vllm.pages import Pages
+from lookaheadkv_kernels.integrations.vllm.pages import Pages, compact
 from lookaheadkv_kernels.integrations.vllm.refusals import (
     EngineFacts,
     LayerFacts,
@@ -158,16 +158,20 @@ def test_pages_are_where_vllm_puts_keys_and_values() -> None:
     assert torch.equal(pages.key, key)
     assert torch.equal(pages.value, value)
 
-    own = torch.tensor([3, 0, 4])
-    got_key, got_value = pages.read(own, 10)
-    want = key[own].flatten(0, 1)[:10].transpose(0, 1)[None]
-    assert torch.equal(got_key, want)
+    own = torch.tensor([3, 0, 4], dtype=torch.int32)
+    wanted = [t[own.long()].flatten(0, 1)[:10].transpose(0, 1)[None] for t in (key, value)]
+    assert torch.equal(pages.keys(own, 10), wanted[0])
+    assert torch.equal(pages.values(own, 10), wanted[1])
+
     before = memory.clone()
-    pages.write(own, 5, got_key[:, :, :3] + 1, got_value[:, :, :3] + 1)
-    again_key, again_value = pages.read(own, 10)
-    assert torch.equal(again_key[:, :, 5:8], want[:, :, :3] + 1)
-    assert torch.equal(again_value[:, :, 5:8], got_value[:, :, :3] + 1)
-    assert int((memory != before).sum()) == 2 * 3 * heads * dim  # and nothing else was touched
+    kept = torch.tensor([[0, 4, 9], [3, 7, 8]], dtype=torch.int32)  # of each head
+    compact([pages], kept[None, None], own, 7)
+    for tensor, read in zip(wanted, (pages.keys, pages.values), strict=True):
+        moved = tensor.clone()
+        for head in range(heads):
+            moved[0, head, 7:] = tensor[0, head, kept[head].long()]
+        assert torch.equal(read(own, 10), moved)
+    assert int((memory != before).sum()) <= 2 * 3 * heads * dim  # and nothing else was touched
 
 
 def test_another_vllm_is_refused_if_it_was_asked_for(

@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ...ops import KeyValue, gather_kv, score_and_evict
+from ...ops import column_scores
+from ...paged import paged_select
 from .blocks import evicted_blocks, kept_entries
 from .config import EvictionConfig
-from .pages import Pages
+from .pages import Pages, compact
 from .requests import RequestState, RequestTable
 
 # Finished requests are told apart from waiting ones only by their age.
@@ -41,9 +43,9 @@ class Layer(NamedTuple):
     scale: float
 
 
-# (caches of all layers by name, blocks, prompt tokens, entries to keep) -> of each layer the
+# (pages of all layers by name, blocks, prompt tokens, entries to keep) -> of each layer the
 # positions that stay, int32 [1, Hkv, K]
-Chooser = Callable[[Mapping[str, Tensor], Tensor, int, int], dict[str, Tensor]]
+Chooser = Callable[[Mapping[str, Pages], Tensor, int, int], Mapping[str, Tensor]]
 
 
 class Evictor:
@@ -106,32 +108,35 @@ class Evictor:
         if state.evicted_blocks == 0:
             return
         keep = kept_entries(*sizes)
-        own = blocks[: -(-num_prompt // self.block_size)].to(torch.int64)
+        own = blocks[: -(-num_prompt // self.block_size)]
         layers = self._layers()
-        chosen: dict[str, Tensor] = {}
+        pages = {name: Pages(layer.kv_cache) for name, layer in layers.items()}
         if self._chooser is not None:
-            caches = {name: layer.kv_cache for name, layer in layers.items()}
-            chosen = self._chooser(caches, own, num_prompt, keep)
-        for name, layer in layers.items():
-            pages = Pages(layer.kv_cache)
-            key, value = pages.read(own, num_prompt)
-            if name in chosen:
-                kept = gather_kv(key, value, chosen[name])
-            else:
-                kept = self._snapkv(queries[name], key, value, keep, layer.scale)
-            pages.write(own, num_prompt - keep, *kept)
+            chosen = self._chooser(pages, own, num_prompt, keep)
+        else:
+            chosen = {
+                name: self._snapkv(queries[name], pages[name].keys(own, num_prompt), keep, scale)
+                for name, (_, scale) in layers.items()
+            }
+        indices = torch.stack([chosen[name] for name in pages])
+        compact(list(pages.values()), indices, own, num_prompt - keep)
 
     def _snapkv(
-        self, query: Tensor, key: Tensor, value: Tensor, keep: int, scale: float
-    ) -> KeyValue:
-        """Keep the rows of ``query`` [rows, Hq, D] and what they attend to."""
-        kept = score_and_evict(
-            query.transpose(0, 1)[None],
-            key,
-            value,
+        self,
+        query: Tensor,  # [rows, Hq, D]
+        key: Tensor,  # [1, Hkv, length, D]
+        keep: int,
+        scale: float,
+    ) -> Tensor:
+        """The rows' own positions and those that they attend to: int32 [1, Hkv, keep]."""
+        rows, length = query.shape[0], key.shape[2]
+        scores = column_scores(query.transpose(0, 1)[None], key, scale=scale)
+        return paged_select(
+            F.pad(scores, (0, rows)),
+            torch.tensor([0, rows], dtype=torch.int32),
+            torch.tensor([length], dtype=torch.int32),
+            rows,
             keep,
-            scale=scale,
             pool_kernel=self.config.pool_kernel,
             keep_observation=True,
-        )
-        return KeyValue(kept.key, kept.value)
+        ).indices

@@ -39,18 +39,18 @@ class LookaheadRows:
         self._pool_kernel = pool_kernel
 
     def choose(
-        self, caches: Mapping[str, Tensor], blocks: Tensor, num_prompt: int, keep: int
+        self, pages: Mapping[str, Pages], blocks: Tensor, num_prompt: int, keep: int
     ) -> dict[str, Tensor]:
         """What each layer keeps of a prompt: int32 [1, Hkv, keep], ascending.
 
         Args:
-            caches: of each attention layer its ``kv_cache``, by name.
-            blocks: int64 [n], the request's, in order.
+            pages: of each attention layer, by name.
+            blocks: int32 [n], the request's, in order.
             num_prompt: tokens of the prompt.
             keep: entries a head keeps.
         """
         rows = self._modules.config.num_lookahead
-        dtype = next(iter(caches.values())).dtype
+        dtype = next(iter(pages.values())).key.dtype
         positions = torch.arange(num_prompt, num_prompt + rows)
         hidden, residual = self._modules.embeddings.to(dtype), None
         chosen = {}
@@ -61,14 +61,14 @@ class LookaheadRows:
             else:
                 hidden, residual = layer.input_layernorm(hidden, residual)
             query, key, value = self._qkv(index, attention, hidden, positions)
-            prompt = Pages(caches[attention.attn.layer_name]).read(blocks, num_prompt)
+            name = attention.attn.layer_name
             out, _, scores = lookahead_attention(
                 query,
-                torch.cat([prompt[0], key], dim=2),
-                torch.cat([prompt[1], value], dim=2),
+                torch.cat([pages[name].keys(blocks, num_prompt), key], dim=2),
+                torch.cat([pages[name].values(blocks, num_prompt), value], dim=2),
                 scale=attention.scaling,
             )
-            chosen[attention.attn.layer_name] = select(scores, keep, pool_kernel=self._pool_kernel)
+            chosen[name] = select(scores, keep, pool_kernel=self._pool_kernel)
             if index == len(self._decoder.layers) - 1:
                 break  # what follows could not change a score
             out = out[0].transpose(0, 1).flatten(1)
