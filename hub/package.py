@@ -37,7 +37,7 @@ NEEDED = re.compile(
     r"|libcudart)\.so(\.\d+)*"
 )
 
-INIT = '''"""LookaheadKV kernels: score a prompt's KV cache with lookahead rows, evict what they do not need."""
+INIT = '''"""Score a prompt's KV cache with lookahead rows, and evict what they do not need."""
 
 from . import _ops  # isort: skip
 from . import _autograd, _fake, _fake_paged  # noqa: F401

@@ -18,49 +18,43 @@ import package
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the hub's Linux variants")
 TORCH = Path(torch.__file__).parent
-COMMITS = ("1234567890abcdef", "fedcba0987654321")
+COMMIT = "1234567890abcdef"
+NAME = "_lookaheadkv_kernels_cpu_1234567"
 
 
 @pytest.fixture(scope="module")
-def variants(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two builds of the schemas, laid out: all that namespaces are about, compiled in seconds."""
+def variant(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build of the schemas, laid out: all that a namespace is about, compiled in seconds."""
     out = tmp_path_factory.mktemp("hub")
-    folders = []
-    for commit in COMMITS:
-        name = package.kernel_id("cpu", commit)
-        library = out / f"{name}.so"
-        checked(
-            [
-                *(tool("c++"), "-std=c++17", "-O0", "-shared", "-fPIC"),
-                f"-DLOOKAHEADKV_OP_NAMESPACE={name}",
-                "-DTORCH_TARGET_VERSION=0x020a000000000000",
-                *(f"-I{ROOT / 'csrc'}", f"-I{TORCH / 'include'}", ROOT / "csrc" / "schema.cpp"),
-                *(f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-o", library),
-            ]
-        )
-        folders.append(package.build_variant(library, "cpu", commit, out / commit / "build"))
-    return folders
+    library = out / "schemas.so"
+    checked(
+        [
+            *(tool("c++"), "-std=c++17", "-O0", "-shared", "-fPIC"),
+            f"-DLOOKAHEADKV_OP_NAMESPACE={NAME}",
+            "-DTORCH_TARGET_VERSION=0x020a000000000000",
+            *(f"-I{ROOT / 'csrc'}", f"-I{TORCH / 'include'}", ROOT / "csrc" / "schema.cpp"),
+            *(f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-o", library),
+        ]
+    )
+    return package.build_variant(library, "cpu", COMMIT, out / "build")
 
 
-def test_layout(variants: list[Path]) -> None:
-    folder = variants[0]
-    assert re.fullmatch(r"torch-stable-abi210-cpu-\w+-linux", folder.name)
-    name = package.kernel_id("cpu", COMMITS[0])
-    assert name == "_lookaheadkv_kernels_cpu_1234567" and name.isidentifier()
-    assert {path.name for path in folder.iterdir()} == {
+def test_layout(variant: Path) -> None:
+    assert package.kernel_id("cpu", COMMIT) == NAME
+    assert re.fullmatch(r"torch-stable-abi210-cpu-\w+-linux", variant.name)
+    assert {path.name for path in variant.iterdir()} == {
         *package.MODULES,
-        *("__init__.py", "_ops.py", "metadata.json", f"{name}.abi3.so", "lookaheadkv_kernels"),
+        *("__init__.py", "_ops.py", "metadata.json", f"{NAME}.abi3.so", "lookaheadkv_kernels"),
     }
 
 
-def test_metadata(variants: list[Path]) -> None:
+def test_metadata(variant: Path) -> None:
     """The keys and the digest of the hub's kernel requirements."""
-    folder = variants[0]
-    metadata = json.loads((folder / "metadata.json").read_text())
+    metadata = json.loads((variant / "metadata.json").read_text())
     digest = metadata.pop("digest")
     assert metadata == {
         "name": "lookaheadkv-kernels",
-        "id": package.kernel_id("cpu", COMMITS[0]),
+        "id": NAME,
         "version": 0,
         "license": "Apache-2.0",
         "python-depends": [],
@@ -68,55 +62,55 @@ def test_metadata(variants: list[Path]) -> None:
         "backend": {"type": "cpu"},
     }
     assert digest["algorithm"] == "sha256"
-    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    files = {p.relative_to(variant).as_posix() for p in variant.rglob("*") if p.is_file()}
     assert set(digest["files"]) == files - {"metadata.json"}
     for name, value in digest["files"].items():
-        assert base64.b64decode(value) == hashlib.sha256((folder / name).read_bytes()).digest()
+        assert base64.b64decode(value) == hashlib.sha256((variant / name).read_bytes()).digest()
 
 
-def test_python_imports_nothing_else(variants: list[Path]) -> None:
+def test_python_imports_nothing_else(variant: Path) -> None:
     """Relative imports, torch and the standard library; no op of another namespace."""
-    name = package.kernel_id("cpu", COMMITS[0])
-    for path in variants[0].rglob("*.py"):
+    for path in variant.rglob("*.py"):
         text = path.read_text()
         for module in re.findall(r"^(?:from|import) (\S+)", text, re.MULTILINE):
             top = module.partition(".")[0]
             assert top in ("", "torch") or top in sys.stdlib_module_names, (path, module)
-        assert not re.search(r"torch\.ops\.(?!load_library\b)(?!" + name + r"\b)", text), path
+        assert not re.search(r"torch\.ops\.(?!load_library\b)(?!" + NAME + r"\b)", text), path
         assert not re.search(r'"lookaheadkv(::|")', text), path
 
 
 LOAD = """
 import importlib.util, sys, torch
-import lookaheadkv_kernels  # the installed package is in the same process
-kernels = []
-for folder in sys.argv[1:]:
-    ident = next(f for f in __import__("os").listdir(folder) if f.endswith(".so")).partition(".")[0]
-    spec = importlib.util.spec_from_file_location(ident, folder + "/__init__.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[ident] = module
-    spec.loader.exec_module(module)
-    kernels.append(module)
-    # Shapes come from the fake kernels, which are registered for this namespace alone.
-    assert module.select(torch.empty(2, 3, 40, device="meta"), 8).shape == (2, 3, 8)
-    ours = torch.ops.lookaheadkv.score_and_evict.default._schema
-    theirs = getattr(torch.ops, ident).score_and_evict.default._schema
-    assert str(theirs) == str(ours).replace("lookaheadkv::", ident + "::"), theirs
-    for name in module.__all__:
-        assert callable(getattr(module, name))
-assert kernels[0].select is not kernels[1].select
+import lookaheadkv_kernels as installed
+folder, ident = sys.argv[1:]
+spec = importlib.util.spec_from_file_location(ident, folder + "/__init__.py")
+module = importlib.util.module_from_spec(spec)
+sys.modules[ident] = module
+spec.loader.exec_module(module)
+# Shapes come from the fake kernels, which are registered for this namespace alone.
+assert module.select(torch.empty(2, 3, 40, device="meta"), 8).shape == (2, 3, 8)
+ours = torch.ops.lookaheadkv.score_and_evict.default._schema
+theirs = getattr(torch.ops, ident).score_and_evict.default._schema
+assert str(theirs) == str(ours).replace("lookaheadkv::", ident + "::"), theirs
+for name in module.__all__:
+    assert callable(getattr(module, name))
+assert module.select is not installed.select
+spec = importlib.util.spec_from_file_location("older", folder + "/lookaheadkv_kernels/__init__.py")
+older = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(older)
+assert older.__all__ == module.__all__ and older.select is module.select
 """
 
 
-def test_two_builds_and_the_package_in_one_process(variants: list[Path]) -> None:
-    checked([sys.executable, "-c", LOAD, *variants])
+def test_a_build_beside_the_installed_package(variant: Path) -> None:
+    checked([sys.executable, "-c", LOAD, variant, NAME])
 
 
 def test_a_library_of_another_namespace_is_refused(tmp_path: Path) -> None:
     library = tmp_path / "some.so"
     library.write_bytes(b"torch.ops.lookaheadkv")
     with pytest.raises(ValueError, match="-DLOOKAHEADKV_OP_NAMESPACE=_lookaheadkv_kernels_cpu_1"):
-        package.build_variant(library, "cpu", COMMITS[0], tmp_path / "build")
+        package.build_variant(library, "cpu", COMMIT, tmp_path / "build")
 
 
 def test_every_registration_obeys_the_namespace() -> None:
@@ -151,23 +145,22 @@ def test_a_library_that_needs_another_is_found_out(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_kernels_of_a_build(tmp_path: Path) -> None:
     """The whole CPU library in a namespace of its own gives what the package gives."""
-    name = package.kernel_id("cpu", COMMITS[0])
     cmake_build(
         ROOT,
         tmp_path / "cmake",
-        f"-DLOOKAHEADKV_OP_NAMESPACE={name}",
+        f"-DLOOKAHEADKV_OP_NAMESPACE={NAME}",
         f"-DLOOKAHEADKV_TORCH_DIR={TORCH}",
         "-DLOOKAHEADKV_NUMPY=OFF",
         "-DLOOKAHEADKV_CUDA=off",
         target="lookaheadkv_cpu",
     )
     library = tmp_path / "cmake" / "liblookaheadkv_cpu.so"
-    folder = package.build_variant(library, "cpu", COMMITS[0], tmp_path / "build")
+    folder = package.build_variant(library, "cpu", COMMIT, tmp_path / "build")
     code = f"""
 import importlib.util, sys, torch, lookaheadkv_kernels as installed
-spec = importlib.util.spec_from_file_location({name!r}, {str(folder / "__init__.py")!r})
+spec = importlib.util.spec_from_file_location({NAME!r}, {str(folder / "__init__.py")!r})
 hub = importlib.util.module_from_spec(spec)
-sys.modules[{name!r}] = hub
+sys.modules[{NAME!r}] = hub
 spec.loader.exec_module(hub)
 query, key, value = torch.randn(1, 4, 8, 32), *torch.randn(2, 1, 2, 300, 32)
 for ours, theirs in zip(

@@ -145,7 +145,7 @@ def test_tokens_and_blocks(start: Callable[..., Any], model: Any) -> None:
 
 def test_freed_blocks_are_used_at_once(start: Callable[..., Any], model: Any) -> None:
     """Room for two whole prompts: more run together, in blocks that others gave up."""
-    engine = start(SNAPKV, num_gpu_blocks_override=25)
+    engine = start(SNAPKV, num_gpu_blocks_override=25, max_model_len=512)
     scheduler = engine.llm_engine.engine_core.engine_core.scheduler
     together: list[int] = []
     # The last block of each has room for the answer: nothing has to be preempted.

@@ -27,7 +27,7 @@ from .plugin import ARCHITECTURES
 from .refusals import check
 
 
-class EvictingCPUBackend(CPUAttentionBackend):  # type: ignore[misc]
+class EvictingCPUBackend(CPUAttentionBackend):
     """``CPU_ATTN``; the same as vLLM's where an engine does not ask for eviction.
 
     Attributes:
@@ -57,14 +57,14 @@ class EvictingCPUBackend(CPUAttentionBackend):  # type: ignore[misc]
 
 
 @dataclass
-class EvictingCPUMetadata(CPUAttentionMetadata):  # type: ignore[misc]
+class EvictingCPUMetadata(CPUAttentionMetadata):
     """vLLM's, and whose queries are remembered."""
 
     watched: list[Watched] = field(default_factory=list)
     window: int = 0
 
 
-class EvictingCPUBuilder(CPUAttentionMetadataBuilder):  # type: ignore[misc]
+class EvictingCPUBuilder(CPUAttentionMetadataBuilder):
     """Evicts before a step's metadata is built, so that they describe what is left."""
 
     def __init__(
@@ -133,7 +133,7 @@ class EvictingCPUBuilder(CPUAttentionMetadataBuilder):  # type: ignore[misc]
         return EvictingCPUMetadata(**vars(built), watched=step.watched, window=window)
 
 
-class EvictingCPUImpl(CPUAttentionBackendImpl):  # type: ignore[misc]
+class EvictingCPUImpl(CPUAttentionBackendImpl):
     """vLLM's, which remembers the newest queries of prompts."""
 
     def __init__(self, *args: Any, **options: Any) -> None:

@@ -131,7 +131,7 @@ def attach_rows(model: Any, vllm_config: Any) -> None:
         setattr(layer.self_attn.attn, ROWS_ATTRIBUTE, rows)
 
 
-class LookaheadLlamaForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
+class LookaheadLlamaForCausalLM(LlamaForCausalLM):
     """vLLM's Llama, which knows its lookahead rows."""
 
     def __init__(self, *, vllm_config: Any, prefix: str = "", **options: Any) -> None:
@@ -139,7 +139,7 @@ class LookaheadLlamaForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
         attach_rows(self, vllm_config)
 
 
-class LookaheadMistralForCausalLM(MistralForCausalLM):  # type: ignore[misc]
+class LookaheadMistralForCausalLM(MistralForCausalLM):
     """vLLM's Mistral, which knows its lookahead rows."""
 
     def __init__(self, *, vllm_config: Any, prefix: str = "", **options: Any) -> None:

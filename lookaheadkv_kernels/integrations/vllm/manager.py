@@ -13,7 +13,7 @@ from .blocks import evicted_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvictingSpec(FullAttentionSpec):  # type: ignore[misc]
+class EvictingSpec(FullAttentionSpec):
     """Full attention over a cache that loses entries after the prefill."""
 
     budget: int
@@ -32,7 +32,7 @@ class EvictingSpec(FullAttentionSpec):  # type: ignore[misc]
         return cls.of(FullAttentionSpec.merge(specs), budgets.pop())
 
 
-class EvictingManager(FullAttentionManager):  # type: ignore[misc]
+class EvictingManager(FullAttentionManager):
     """Frees a request's leading blocks as soon as its prompt is through.
 
     The worker moves what survives out of them at the start of the next step, before anybody writes
