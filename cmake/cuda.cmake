@@ -10,6 +10,7 @@ endif()
 
 file(GLOB cuda_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/cuda/*.cu
                                          ${PROJECT_SOURCE_DIR}/csrc/cuda/*.cpp)
+file(GLOB core_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/core/*.cpp)
 set(cuda_kernels ${cuda_sources})
 list(FILTER cuda_kernels INCLUDE REGEX "\\.cu$")
 if(NOT cuda_kernels)
@@ -37,7 +38,7 @@ set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 
-add_library(lookaheadkv_cuda SHARED ${cuda_sources} ${PROJECT_SOURCE_DIR}/csrc/core/validate.cpp)
+add_library(lookaheadkv_cuda SHARED ${cuda_sources} ${core_sources})
 target_include_directories(lookaheadkv_cuda SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
 target_compile_definitions(lookaheadkv_cuda PRIVATE USE_CUDA)  # declares the CUDA shims
 # libtorch.so brings libtorch_cuda.so along where it is loaded; a CPU-only torch has none to link.

@@ -3,7 +3,7 @@
 set(checks ${PROJECT_SOURCE_DIR}/tests/cpp)
 add_executable(kernel_check ${checks}/kernel_check.cpp ${checks}/check.cpp ${checks}/reference.cpp
                             ${checks}/check_units.cpp ${checks}/check_select.cpp
-                            ${checks}/check_shapes.cpp)
+                            ${checks}/check_shapes.cpp ${checks}/check_paged.cpp)
 target_link_libraries(kernel_check PRIVATE lookaheadkv_cpu_kernels)
 
 if(TARGET lookaheadkv_cuda)

@@ -32,6 +32,11 @@ def sample_calls(dtype: torch.dtype, device: torch.device | str) -> dict[str, Ca
     indices = OPS.select(scores, 12, **padding)
     whole = make_inputs(prompt=0, rows=30, dim=16, dtype=dtype, device=device)
     pins = {"pool_kernel": 3, "num_sink": 1, "num_recent": 2}
+    paged = paged_arguments(dtype, device)
+    pages = tuple(paged[name] for name in ("query", "cache", "table", "starts", "lengths"))
+    lengths_only = (paged["scores"], paged["starts"], paged["lengths"], 5)
+    quantised = (pages[0], paged["int8"], *pages[2:], 5, 45)
+    budgets = {"budgets": lengths(9, 0, 12, device=device)}
     return {
         "lookahead_attention": (OPS.lookahead_attention.default, tuple(inputs), {}),
         "lookahead_attention strided": (OPS.lookahead_attention.default, tuple(strided), {}),
@@ -71,6 +76,40 @@ def sample_calls(dtype: torch.dtype, device: torch.device | str) -> dict[str, Ca
             (*inputs, 20),
             {"lse": lse, "keep_observation": True, "scale": 0.3, **pins, **padding},
         ),
+        "paged_column_scores": (OPS.paged_column_scores.default, (*pages, 5, 45), {}),
+        "paged_column_scores quantised": (
+            OPS.paged_column_scores.default,
+            quantised,
+            {"lse": paged["lse"], "scale": 0.3, "k_scale": paged["k_scale"]},
+        ),
+        "paged_select": (OPS.paged_select.default, (*lengths_only, 12), {}),
+        "paged_select budgets": (
+            OPS.paged_select.default,
+            (*lengths_only, 12),
+            {"keep_observation": True, "head_reduction": "mean", **budgets},
+        ),
+        "paged_score_and_select": (OPS.paged_score_and_select.default, (*pages, 5, 45, 12), {}),
+        "paged_score_and_select quantised": (
+            OPS.paged_score_and_select.default,
+            (*quantised, 12),
+            {"k_scale": paged["k_scale"], "head_reduction": "max", **pins, **budgets},
+        ),
+    }
+
+
+def paged_arguments(dtype: torch.dtype, device: torch.device | str) -> dict[str, Tensor]:
+    """Three requests in pages of 8: one with few queries, one that is a row of a captured graph."""
+    cache = torch.randn(20, 2, 8, 32, device=device).to(dtype)[..., :16].transpose(1, 2)
+    return {
+        "query": torch.randn(11, 4, 16, device=device).to(dtype),
+        "cache": cache,
+        "int8": torch.randint(-128, 128, (20, 8, 2, 16), device=device, dtype=torch.int8),
+        "k_scale": torch.rand(20, 8, 2, device=device),
+        "table": torch.arange(18, device=device, dtype=torch.int32).flip(0).view(3, 6),
+        "starts": lengths(0, 7, 10, 10, device=device),
+        "lengths": lengths(40, 17, 0, device=device),
+        "lse": torch.rand(11, 4, device=device) + 4,
+        "scores": torch.rand(3, 2, 45, device=device),
     }
 
 

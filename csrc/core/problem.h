@@ -35,9 +35,11 @@ struct Problem {
   double scale = 1.0;
   const int32_t* leftpad_k = nullptr;  // [B], first valid prompt key; null: 0
   const int32_t* seqused_k = nullptr;  // [B], end of the valid prompt keys; null: N
+  int64_t score_columns = 0;           // elements between the scores of two heads; 0: N
 
   int64_t group() const { return num_kv_heads == 0 ? 1 : num_heads / num_kv_heads; }
   int64_t num_keys() const { return num_prompt + num_rows; }
+  int64_t score_pitch() const { return score_columns > 0 ? score_columns : num_prompt; }
 };
 
 // Half-open range of the valid prompt keys of one batch row.

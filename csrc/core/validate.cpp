@@ -81,9 +81,9 @@ void Validator::positions(const std::string& name, const std::string& letter, in
 }
 
 void Validator::last_dim_contiguous(const TensorInfo& tensor) const {
-  if (tensor.strides[3] != 1) {
+  if (tensor.strides.back() != 1) {
     fail(tensor.name + " must be contiguous in its last dimension, got stride " +
-         str(tensor.strides[3]));
+         str(tensor.strides.back()));
   }
   aligned(tensor);
 }
@@ -220,8 +220,8 @@ void Validator::scale(const std::optional<double>& scale) const {
 }
 
 void Validator::budget(int64_t budget, int64_t pool_kernel, int64_t num_sink, int64_t num_recent,
-                       std::optional<int64_t> observation_rows) const {
-  if (budget < 1) fail("budget must be at least 1, got " + str(budget));
+                       std::optional<int64_t> observation_rows, const std::string& name) const {
+  if (budget < 1) fail(name + " must be at least 1, got " + str(budget));
   if (pool_kernel < 1 || pool_kernel % 2 == 0) {
     fail("pool_kernel must be odd and positive, got " + str(pool_kernel));
   }
@@ -232,10 +232,10 @@ void Validator::budget(int64_t budget, int64_t pool_kernel, int64_t num_sink, in
   if (num_sink > budget || num_recent > budget - num_sink ||
       rows > budget - num_sink - num_recent) {
     const std::string pinned = sum_string({num_sink, num_recent, rows});
-    fail(observation_rows ? "budget must hold L + num_sink + num_recent = " + pinned +
-                                " entries, got " + str(budget)
-                          : "budget must hold num_sink + num_recent = " + pinned +
-                                " pinned entries, got " + str(budget));
+    fail(name + " must hold " +
+         (observation_rows ? "L + num_sink + num_recent = " + pinned + " entries"
+                           : "num_sink + num_recent = " + pinned + " pinned entries") +
+         ", got " + str(budget));
   }
 }
 

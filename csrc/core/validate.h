@@ -46,7 +46,7 @@ class Validator {
                const std::string& device) const;
   void scale(const std::optional<double>& scale) const;
   void budget(int64_t budget, int64_t pool_kernel, int64_t num_sink, int64_t num_recent,
-              std::optional<int64_t> observation_rows) const;
+              std::optional<int64_t> observation_rows, const std::string& name = "budget") const;
 
   // Values, for data this process can read.
   void length_values(const int32_t* leftpad_k, const int32_t* seqused_k, int64_t batch,
@@ -54,17 +54,19 @@ class Validator {
   void index_values(const int32_t* indices, int64_t batch, int64_t num_kv_heads, int64_t num_kept,
                     int64_t num_keys) const;
 
- private:
+ protected:
   [[noreturn]] void fail(const std::string& message) const;
-  void cache_tensor(const TensorInfo& tensor, const TensorInfo& reference) const;
-  void same_shape(const TensorInfo& key, const TensorInfo& value) const;
   void float_dtype(const TensorInfo& tensor) const;
   void aligned(const TensorInfo& tensor) const;
   void same_device(const TensorInfo& tensor, const std::string& owner,
                    const std::string& device) const;
   void head_dim(int64_t head_dim) const;
-  void positions(const std::string& name, const std::string& letter, int64_t count) const;
   void last_dim_contiguous(const TensorInfo& tensor) const;
+
+ private:
+  void cache_tensor(const TensorInfo& tensor, const TensorInfo& reference) const;
+  void same_shape(const TensorInfo& key, const TensorInfo& value) const;
+  void positions(const std::string& name, const std::string& letter, int64_t count) const;
 
   std::string op_;
 };

@@ -35,7 +35,7 @@ struct AttentionSweep::Partial {
 };
 
 AttentionSweep::AttentionSweep(const Problem& problem, const TensorView& query,
-                               const TensorView& key, const TensorView& value,
+                               const KeySource& key, const TensorView& value,
                                const PackedQueries& queries, int64_t chunk, void* out, float* lse,
                                const Isa& isa, const Executor& executor)
     : problem_(problem),
@@ -67,6 +67,7 @@ class AttentionSweep::Worker {
         factor_(exp2_factor(sweep.problem_)),
         padded_dim_(round_up(sweep.problem_.head_dim, kDimAlign)),
         logits_(kKeyTile * kRowGroup),
+        page_scratch_(sweep.key_.scratch_bytes(sweep.problem_.head_dim)),
         key_scratch_(kKeyTile * padded_dim_),
         value_scratch_(kKeyTile * padded_dim_),
         prob_scratch_(kKeyTile * kRowGroup) {}
@@ -92,12 +93,12 @@ class AttentionSweep::Worker {
     int64_t tile = 0;
     for (int64_t key = range.begin; key < range.end; key += kKeyTile, ++tile) {
       const int64_t next = std::min<int64_t>(key + kKeyTile, range.end);
-      prefetch_rows(sweep_.key_, block.b, block.h, next,
-                    std::min<int64_t>(next + kKeyTile, range.end), sweep_.problem_.head_dim);
+      sweep_.key_.prefetch(block.b, block.h, next, std::min<int64_t>(next + kKeyTile, range.end),
+                           sweep_.problem_.head_dim);
       const int n = static_cast<int>(next - key);
       const int d = static_cast<int>(sweep_.problem_.head_dim);
-      const Operand k = sweep_.ops_.prepare_key(sweep_.key_.row(block.b, block.h, key),
-                                                sweep_.key_.stride_s, n, d, key_scratch_.get());
+      const KeyRows rows = sweep_.key_.rows(block.b, block.h, key, n, d, page_scratch_.get());
+      const Operand k = sweep_.ops_.prepare_key(rows.data, rows.stride, n, d, key_scratch_.get());
       const Operand v = with_output_ ? sweep_.ops_.prepare_value(
                                            sweep_.value_.row(block.b, block.h, key),
                                            sweep_.value_.stride_s, n, d, value_scratch_.get())
@@ -121,6 +122,7 @@ class AttentionSweep::Worker {
     float* l = out.l + g * kRowGroup;
 
     ops.gemm(k, sweep_.queries_.packed(i, g), s, n, rows, d, false);
+    sweep_.key_.scale_logits(block.h, key, n, rows, s);
     const float factor = mask_causal(block, g, sweep_.problem_.num_prompt, key, n, factor_, s);
     if (with_output_) {
       float* acc = out.acc + packed_offset(g, d);
@@ -146,6 +148,7 @@ class AttentionSweep::Worker {
   const float factor_;
   const int64_t padded_dim_;
   Buffer<float> logits_;
+  Buffer<char> page_scratch_;
   Buffer<float> key_scratch_;
   Buffer<float> value_scratch_;
   Buffer<float> prob_scratch_;
@@ -211,7 +214,7 @@ void AttentionSweep::run(int64_t begin, int64_t end, const TileCache* cache) con
   });
 }
 
-void attention(const Problem& problem, const TensorView& query, const TensorView& key,
+void attention(const Problem& problem, const TensorView& query, const KeySource& key,
                const TensorView& value, void* out, float* lse, const Executor& executor) {
   const Isa& isa = active();
   const bool with_output = out != nullptr;

@@ -19,7 +19,7 @@ class AttentionSweep {
  public:
   // `chunk` prompt keys per task. Without `out` only lse is computed. What is passed must outlive
   // the sweep.
-  AttentionSweep(const Problem& problem, const TensorView& query, const TensorView& key,
+  AttentionSweep(const Problem& problem, const TensorView& query, const KeySource& key,
                  const TensorView& value, const PackedQueries& queries, int64_t chunk, void* out,
                  float* lse, const Isa& isa, const Executor& executor);
 
@@ -34,7 +34,7 @@ class AttentionSweep {
   void combine(const RowBlock& block, float* partials) const;
 
   const Problem& problem_;
-  const TensorView key_;
+  const KeySource& key_;
   const TensorView value_;
   const PackedQueries& queries_;
   const int64_t chunk_;

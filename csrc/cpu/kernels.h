@@ -10,7 +10,9 @@
 #include <functional>
 #include <vector>
 
+#include "core/paged.h"
 #include "core/problem.h"
+#include "cpu/key_source.h"
 
 namespace lookaheadkv::cpu {
 
@@ -43,20 +45,20 @@ class Executor {
 
 // Rows `query` [B, Hq, L, D] over keys [B, Hkv, N + L, D]; row i sees keys 0 .. N + i.
 // out [B, Hq, L, D] contiguous in the query's dtype (null: only lse), lse [B, Hq, L] natural log.
-void attention(const Problem& problem, const TensorView& query, const TensorView& key,
+void attention(const Problem& problem, const TensorView& query, const KeySource& key,
                const TensorView& value, void* out, float* lse, const Executor& executor);
 
 // --- scores (scores.cpp)
 
 // scores [B, Hkv, N]: mean over the G * L rows of exp(scale * q k^T - lse); 0 on padding.
-void column_scores(const Problem& problem, const TensorView& query, const TensorView& key,
+void column_scores(const Problem& problem, const TensorView& query, const KeySource& key,
                    const float* lse, float* scores, const Executor& executor);
 
 // Both of the above; without `out` nothing of `value` is read. Computes q k^T once where
 // attention() and column_scores() would twice, keeping probability tiles of up to tile_cache_bytes:
 // about one KV head of a 32K prompt in fp32 (128 rows), or two in 16 bits, which a usual L3 holds.
 constexpr int64_t kTileCacheBytes = int64_t{20} << 20;
-void attention_and_scores(const Problem& problem, const TensorView& query, const TensorView& key,
+void attention_and_scores(const Problem& problem, const TensorView& query, const KeySource& key,
                           const TensorView& value, void* out, float* lse, float* scores,
                           const Executor& executor, int64_t tile_cache_bytes = kTileCacheBytes);
 
@@ -96,6 +98,35 @@ void select(const Problem& problem, const float* scores, const SelectOptions& op
 void gather_kv(int64_t batch, int64_t num_kv_heads, int64_t head_dim, const TensorView& key,
                const TensorView& value, const int32_t* indices, int64_t num_kept, void* out_key,
                void* out_value, const Executor& executor);
+
+// --- paged caches (paged_scores.cpp, paged_select.cpp, compact.cpp)
+
+// The packed queries [T, Hq, D] of one call (stride_b is not used) and, if given, their lse
+// [T, Hq] with its strides.
+struct PackedRows {
+  TensorView query;
+  int64_t num_heads = 0;
+  int64_t head_dim = 0;
+  double scale = 1.0;
+  const float* lse = nullptr;
+  int64_t lse_stride_row = 0;
+  int64_t lse_stride_h = 0;
+};
+
+// scores [R, Hkv, max_seq_len], all of them written: those of column_scores() for each request, bit
+// by bit, 0 elsewhere. With `selection` only requests that it evicts from are scored.
+void paged_column_scores(const PagedBatch& batch, const PackedRows& rows, const PagedView& key,
+                         int64_t num_kv_heads, const BlockTable& table,
+                         const PagedSelection* selection, float* scores, const Executor& executor);
+
+// scores [R, Hkv, max_seq_len] contiguous -> indices [R, Hkv or 1, max_budget], kept_lens [R].
+void paged_select(const PagedBatch& batch, int64_t num_kv_heads, const float* scores,
+                  const PagedSelection& selection, int32_t* indices, int32_t* kept_lens,
+                  const Executor& executor);
+
+// caches: num_layers * parts of them, layer by layer. Takes no memory.
+void compact_kv_cache(const Compaction& compaction, const CacheBytes* caches,
+                      const Executor& executor);
 
 // --- instruction sets (isa/dispatch.cpp)
 

@@ -2,13 +2,10 @@
 // signatures and lookaheadkv_kernels/ops.py for what each op means.
 
 #include <algorithm>
-#include <exception>
-#include <mutex>
-#include <stdexcept>
-#include <string>
 #include <tuple>
 
 #include "cpu/kernels.h"
+#include "cpu/torch_executor.h"
 #include "torch/boxed.h"
 #include "torch/op_library.h"
 #include "torch/tensors.h"
@@ -17,25 +14,6 @@ namespace lookaheadkv::cpu {
 
 namespace {
 
-class TorchExecutor final : public Executor {
- public:
-  void run(int64_t tasks, int64_t grain, const Body& body) const override {
-    const int64_t threads = (tasks + grain - 1) / grain;
-    if (threads == 0) return;
-    Tasks source(tasks);
-    std::optional<std::string> error;  // the text, which torch's C interface would lose
-    std::mutex mutex;
-    torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-      try {
-        body(source);
-      } catch (const std::exception& thrown) {
-        const std::lock_guard<std::mutex> lock(mutex);
-        if (!error) error = thrown.what();
-      }
-    });
-    if (error) throw std::runtime_error(*error);
-  }
-};
 const TorchExecutor kExecutor;
 
 // The validated arguments that the scoring ops share. Holds the contiguous copies it points into.

@@ -23,7 +23,7 @@ namespace {
 class ScoreSweep {
  public:
   // `queries` holds one block per KV head.
-  ScoreSweep(const Problem& problem, const TensorView& query, const TensorView& key,
+  ScoreSweep(const Problem& problem, const TensorView& query, const KeySource& key,
              const PackedQueries& queries, int64_t chunk, const float* lse, float* scores,
              const Isa& isa, const Executor& executor)
       : problem_(problem),
@@ -56,6 +56,7 @@ class ScoreSweep {
           factor_(exp2_factor(sweep.problem_)),
           weight_(1.0f / static_cast<float>(sweep.problem_.group() * sweep.problem_.num_rows)),
           logits_(kKeyTile * kRowGroup),
+          page_scratch_(sweep.key_.scratch_bytes(dim_)),
           scratch_(kKeyTile * round_up(dim_, kDimAlign)),
           columns_(kKeyTile * kMaxLanes),
           lse2_(sweep.queries_.padded_rows()),
@@ -68,7 +69,7 @@ class ScoreSweep {
       const int64_t first = c * sweep_.chunk_;
       const int64_t last = std::min(first + sweep_.chunk_, p.num_prompt);
       const KeyRange range = valid_keys_between(p, block.b, first, last);
-      float* out = sweep_.scores_ + head * p.num_prompt;
+      float* out = sweep_.scores_ + head * p.score_pitch();
       std::fill(out + first, out + last, 0.0f);
       fill_lse2(p, block, sweep_.lse_, lse2_.get());
       const bool cached = cache_ && cache_->holds(c);
@@ -79,8 +80,8 @@ class ScoreSweep {
         if (cached) {
           from_cache(head, c, tile, block, n);
         } else {
-          prefetch_rows(sweep_.key_, block.b, block.h, at + n,
-                        std::min<int64_t>(at + n + kKeyTile, range.end), dim_);
+          sweep_.key_.prefetch(block.b, block.h, at + n,
+                               std::min<int64_t>(at + n + kKeyTile, range.end), dim_);
           compute(head, block, at, n);
         }
         sweep_.isa_.vector.reduce_columns(columns_.get(), n, weight_, out + at);
@@ -89,11 +90,12 @@ class ScoreSweep {
 
    private:
     void compute(int64_t head, const RowBlock& block, int64_t at, int n) {
-      const Operand k = sweep_.ops_.prepare_key(sweep_.key_.row(block.b, block.h, at),
-                                                sweep_.key_.stride_s, n, dim_, scratch_.get());
+      const KeyRows keys = sweep_.key_.rows(block.b, block.h, at, n, dim_, page_scratch_.get());
+      const Operand k = sweep_.ops_.prepare_key(keys.data, keys.stride, n, dim_, scratch_.get());
       for (int64_t g = 0; g < block.groups(); ++g) {
         const int rows = block.group_rows(g);
         sweep_.ops_.gemm(k, sweep_.queries_.packed(head, g), logits_.get(), n, rows, dim_, false);
+        sweep_.key_.scale_logits(block.h, at, n, rows, logits_.get());
         sweep_.isa_.vector.accumulate_columns(logits_.get(), n, rows, factor_,
                                               lse2_ + g * kRowGroup, columns_.get());
       }
@@ -117,6 +119,7 @@ class ScoreSweep {
     const float factor_;
     const float weight_;
     Buffer<float> logits_;
+    Buffer<char> page_scratch_;
     Buffer<float> scratch_;
     Buffer<float> columns_;
     Buffer<float> lse2_;
@@ -124,7 +127,7 @@ class ScoreSweep {
   };
 
   const Problem& problem_;
-  const TensorView key_;
+  const KeySource& key_;
   const PackedQueries& queries_;
   const int64_t chunk_;
   const int64_t chunks_;
@@ -137,7 +140,7 @@ class ScoreSweep {
 
 }  // namespace
 
-void column_scores(const Problem& problem, const TensorView& query, const TensorView& key,
+void column_scores(const Problem& problem, const TensorView& query, const KeySource& key,
                    const float* lse, float* scores, const Executor& executor) {
   const Isa& isa = active();
   const PackedQueries queries(problem, query, problem.num_rows, isa.tile_ops(query.dtype),
@@ -147,7 +150,7 @@ void column_scores(const Problem& problem, const TensorView& query, const Tensor
       .run(0, queries.heads(), nullptr);
 }
 
-void attention_and_scores(const Problem& problem, const TensorView& query, const TensorView& key,
+void attention_and_scores(const Problem& problem, const TensorView& query, const KeySource& key,
                           const TensorView& value, void* out, float* lse, float* scores,
                           const Executor& executor, int64_t tile_cache_bytes) {
   const bool with_output = out != nullptr;

@@ -76,6 +76,10 @@ inline TensorInfo info(const std::string& name, const Tensor& tensor) {
           address % tensor.element_size() == 0};
 }
 
+inline std::optional<TensorInfo> info(const std::string& name, const OptionalTensor& tensor) {
+  return tensor ? std::optional<TensorInfo>(info(name, *tensor)) : std::nullopt;
+}
+
 // Of a validated [B, H, S, D] tensor.
 inline TensorView view(const Tensor& tensor) {
   const auto strides = tensor.strides();

@@ -25,6 +25,7 @@ int run() {
   check_vector_ops();
   check_select();
   check_shapes();
+  check_paged();
   return summary();
 }
 
