@@ -34,7 +34,7 @@ MODULES = (
 NEWEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11), "GCC": (7, 0, 0)}
 NEEDED = re.compile(
     r"(libtorch\w*|libc10\w*|libstdc\+\+|libgcc_s|libc|libm|libdl|libpthread|librt|ld-linux\S*?"
-    r"|libcudart)\.so(\.\d+)*"
+    r")\.so(\.\d+)*"
 )
 
 INIT = '''"""Score a prompt's KV cache with lookahead rows, and evict what they do not need."""
@@ -109,19 +109,14 @@ globals().update({{name: getattr(_module, name) for name in __all__}})
 '''
 
 
-def kernel_id(backend: str, commit: str) -> str:
-    """Module name and op namespace of a build: like no other commit's or backend's."""
-    return f"_{NAME.replace('-', '_')}_{backend}_{commit[:7]}"
+def kernel_id(commit: str) -> str:
+    """Module name and op namespace of a build: like no other commit's."""
+    return f"_{NAME.replace('-', '_')}_cpu_{commit[:7]}"
 
 
-def variant(backend: str, compute: str | None = None) -> str:
-    """Folder of a build: any torch from 2.10 on, by the stable ABI.
-
-    Args:
-        backend: ``"cpu"`` or ``"cuda"``.
-        compute: with CUDA its version, e.g. ``"cu130"``.
-    """
-    return f"{STABLE_ABI}-{compute or backend}-{platform.machine()}-linux"
+def variant() -> str:
+    """Folder of a build: any torch from 2.10 on, by the stable ABI."""
+    return f"{STABLE_ABI}-cpu-{platform.machine()}-linux"
 
 
 def abi_problems(library: Path) -> list[str]:
@@ -143,35 +138,24 @@ def abi_problems(library: Path) -> list[str]:
     return problems
 
 
-def build_variant(
-    library: Path,
-    backend: str,
-    commit: str,
-    out: Path,
-    *,
-    compute: str | None = None,
-    archs: tuple[str, ...] = (),
-) -> Path:
-    """Write one build variant and return its folder.
+def build_variant(library: Path, commit: str, out: Path) -> Path:
+    """Write the CPU's build variant and return its folder.
 
     Args:
         library: the op library, built with ``-DLOOKAHEADKV_OP_NAMESPACE`` = :func:`kernel_id`.
-        backend: ``"cpu"`` or ``"cuda"``.
         commit: hash of the commit that the library was built from.
         out: the kernel repository's ``build`` folder.
-        compute: with CUDA its version, e.g. ``"cu130"``.
-        archs: with CUDA the compute capabilities, e.g. ``("8.0", "9.0a")``.
 
     Raises:
         ValueError: the library registers its ops elsewhere.
     """
-    name = kernel_id(backend, commit)
+    name = kernel_id(commit)
     if name.encode() not in library.read_bytes():
         raise ValueError(
             f"{library} does not register its ops as torch.ops.{name}: "
             f"configure it with -DLOOKAHEADKV_OP_NAMESPACE={name}"
         )
-    folder = out / variant(backend, compute)
+    folder = out / variant()
     shutil.rmtree(folder, ignore_errors=True)
     inner = folder / NAME.replace("-", "_")
     inner.mkdir(parents=True)
@@ -182,9 +166,7 @@ def build_variant(
     (folder / "__init__.py").write_text(INIT)
     (folder / "_ops.py").write_text(OPS.format(id=name))
     (inner / "__init__.py").write_text(COMPATIBILITY.format(id=name))
-    (folder / "metadata.json").write_text(
-        json.dumps(metadata(folder, name, backend, commit, archs), indent=2) + "\n"
-    )
+    (folder / "metadata.json").write_text(json.dumps(metadata(folder, name), indent=2) + "\n")
     return folder
 
 
@@ -199,13 +181,8 @@ def in_namespace(text: str, name: str) -> str:
     return text
 
 
-def metadata(
-    folder: Path, name: str, backend: str, commit: str, archs: tuple[str, ...]
-) -> dict[str, object]:
+def metadata(folder: Path, name: str) -> dict[str, object]:
     """What the hub wants to know of a variant, with the hash of each of its files."""
-    about: dict[str, object] = {"type": backend}
-    if backend == "cuda":
-        about["archs"] = list(archs)
     return {
         "name": NAME,
         "id": name,
@@ -213,7 +190,7 @@ def metadata(
         "license": "Apache-2.0",
         "python-depends": [],
         "kernel-depends": [],
-        "backend": about,
+        "backend": {"type": "cpu"},
         "digest": {
             "algorithm": "sha256",
             "files": {
@@ -230,24 +207,13 @@ def metadata(
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--backend", choices=("cpu", "cuda"), required=True)
     parser.add_argument("--library", type=Path, required=True)
     parser.add_argument("--commit", required=True)
-    parser.add_argument("--compute", help="with CUDA its version, e.g. cu130")
-    parser.add_argument("--archs", nargs="*", default=(), help="with CUDA, e.g. 8.0 9.0a")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     if problems := abi_problems(options.library):
         raise SystemExit(f"{options.library} is not manylinux_2_28: " + "; ".join(problems))
-    folder = build_variant(
-        options.library,
-        options.backend,
-        options.commit,
-        options.out,
-        compute=options.compute,
-        archs=tuple(options.archs),
-    )
-    print(folder)
+    print(build_variant(options.library, options.commit, options.out))
 
 
 if __name__ == "__main__":

@@ -36,11 +36,11 @@ def variant(tmp_path_factory: pytest.TempPathFactory) -> Path:
             *(f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-o", library),
         ]
     )
-    return package.build_variant(library, "cpu", COMMIT, out / "build")
+    return package.build_variant(library, COMMIT, out / "build")
 
 
 def test_layout(variant: Path) -> None:
-    assert package.kernel_id("cpu", COMMIT) == NAME
+    assert package.kernel_id(COMMIT) == NAME
     assert re.fullmatch(r"torch-stable-abi210-cpu-\w+-linux", variant.name)
     assert {path.name for path in variant.iterdir()} == {
         *package.MODULES,
@@ -110,7 +110,7 @@ def test_a_library_of_another_namespace_is_refused(tmp_path: Path) -> None:
     library = tmp_path / "some.so"
     library.write_bytes(b"torch.ops.lookaheadkv")
     with pytest.raises(ValueError, match="-DLOOKAHEADKV_OP_NAMESPACE=_lookaheadkv_kernels_cpu_1"):
-        package.build_variant(library, "cpu", COMMIT, tmp_path / "build")
+        package.build_variant(library, COMMIT, tmp_path / "build")
 
 
 def test_every_registration_obeys_the_namespace() -> None:
@@ -155,7 +155,7 @@ def test_kernels_of_a_build(tmp_path: Path) -> None:
         target="lookaheadkv_cpu",
     )
     library = tmp_path / "cmake" / "liblookaheadkv_cpu.so"
-    folder = package.build_variant(library, "cpu", COMMIT, tmp_path / "build")
+    folder = package.build_variant(library, COMMIT, tmp_path / "build")
     code = f"""
 import importlib.util, sys, torch, lookaheadkv_kernels as installed
 spec = importlib.util.spec_from_file_location({NAME!r}, {str(folder / "__init__.py")!r})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lookaheadkv_kernels.python_ref import policies as ref
 from policy_calls import (
     DRAFT,
     MORE,
@@ -24,7 +25,6 @@ from policy_model import Cut, tiny_llama
 from lookaheadkv_kernels.integrations.transformers import Eviction
 from lookaheadkv_kernels.policies import POLICY_NAMES, make_policy, scoring
 from lookaheadkv_kernels.policies.base import budget_of
-from lookaheadkv_kernels.python_ref import policies as ref
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
