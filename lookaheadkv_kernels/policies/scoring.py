@@ -52,26 +52,45 @@ def causal_column_sums(
     return sums
 
 
-def unmasked_scores(
+def unmasked_lse(
     query: Tensor,  # [B, Hq, L, D]
     key: Tensor,  # [B, Hkv, N, D]
     scale: float,
 ) -> Tensor:
-    """Mean attention of L rows that all see all N keys, over rows and group: [B, Hkv, N].
+    """Log-sum-exp of L rows that all see all N keys: [B, Hq, L], -inf where there are none.
 
-    The op takes the last L keys for the rows' own, under a causal triangle. With the log-sum-exp of
-    all keys given, its scores of the N - L keys before are right; those last L are done here.
+    The op takes the last L keys for the rows' own, under a causal triangle. What the triangle hides
+    is added here.
     """
     rows, num_keys = query.shape[2], key.shape[2]
     last = _logits(query, key[:, :, max(0, num_keys - rows) :], scale)
     if num_keys <= rows:
-        return last.softmax(dim=-1).mean(dim=(2, 3))
+        return last.logsumexp(dim=-1).flatten(1, 2)
     _, lse, _ = lookahead_attention(query, key, key, scale=scale)
     hidden = torch.ones(rows, rows, dtype=torch.bool, device=key.device).triu(1)
     hidden_lse = last.masked_fill(~hidden, -torch.inf).logsumexp(dim=-1)
-    lse = torch.logaddexp(lse, hidden_lse.view_as(lse))
-    before = column_scores(query, key, lse, scale=scale)
+    return torch.logaddexp(lse, hidden_lse.view_as(lse))
+
+
+def unmasked_scores(
+    query: Tensor,  # [B, Hq, L, D]
+    key: Tensor,  # [B, Hkv, N, D]
+    scale: float,
+    lse: Tensor | None = None,  # [B, Hq, L]
+) -> Tensor:
+    """Mean attention of L rows that all see all N keys, over rows and group: [B, Hkv, N].
+
+    With the rows' log-sum-exp given, the op's scores of the N - L keys before its triangle are
+    right; the last L are done here. ``lse`` may cover more keys than these N.
+    """
+    rows, num_keys = query.shape[2], key.shape[2]
+    if lse is None:
+        lse = unmasked_lse(query, key, scale)
+    last = _logits(query, key[:, :, max(0, num_keys - rows) :], scale)
     after = (last - _grouped(lse, key.shape[1])).exp().mean(dim=(2, 3))
+    if num_keys <= rows:
+        return after
+    before = column_scores(query, key, lse, scale=scale)
     return torch.cat([before, after], dim=2)
 
 
