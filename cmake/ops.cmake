@@ -24,6 +24,10 @@ target_include_directories(lookaheadkv_torch_stable SYSTEM INTERFACE
                            ${LOOKAHEADKV_TORCH_DIR}/include)
 target_compile_definitions(lookaheadkv_torch_stable INTERFACE
                            TORCH_TARGET_VERSION=${TORCH_TARGET_VERSION})
+if(LOOKAHEADKV_OP_NAMESPACE)  # another than torch.ops.lookaheadkv, see docs/kernels_hub.md
+  target_compile_definitions(lookaheadkv_torch_stable INTERFACE
+                             LOOKAHEADKV_OP_NAMESPACE=${LOOKAHEADKV_OP_NAMESPACE})
+endif()
 
 file(GLOB torch_glue CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/torch/*.cpp)
 add_library(lookaheadkv_cpu SHARED ${PROJECT_SOURCE_DIR}/csrc/schema.cpp ${torch_glue}

@@ -1,9 +1,9 @@
 // Every op of the library and its schema, in one place. Implementations register themselves per
 // dispatch key (csrc/cpu/*ops.cpp, csrc/cuda/*ops.cpp); fake kernels and autograd formulas live in
 // lookaheadkv_kernels/. tests/test_schema.py pins this page: a change here is an API change.
-#include <torch/csrc/stable/library.h>
+#include "torch/op_library.h"
 
-STABLE_TORCH_LIBRARY(lookaheadkv, m) {
+LOOKAHEADKV_LIBRARY(m) {
   // Attention of the L observation rows -> (out [B,Hq,L,D], lse [B,Hq,L], scores [B,Hkv,N]).
   m.def(
       "lookahead_attention(Tensor query, Tensor key, Tensor value, *, float? scale=None, "

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from lookaheadkv_kernels.python_ref import score_and_evict
 from policy_model import Cut, DenseModel, Heads
 from torch import Tensor, nn
 from transformers import (
@@ -26,7 +27,6 @@ from transformers import (
 
 from lookaheadkv_kernels.integrations.transformers import EvictableCache, LookaheadKV
 from lookaheadkv_kernels.lookahead import LookaheadConfig, LookaheadModules, ModelShape
-from lookaheadkv_kernels.python_ref import score_and_evict
 
 VOCABULARY = 97
 KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 from helpers import DTYPES, lengths
-from torch import Tensor
-
 from lookaheadkv_kernels.python_ref import paged
+from torch import Tensor
 
 STORAGES = ("nhd", "hnd", "packed", "packed_hnd", "pitched", "layers")
 QUANTISED = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)

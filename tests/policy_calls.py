@@ -7,13 +7,13 @@ from functools import cache
 from typing import Any
 
 import torch
+from lookaheadkv_kernels.python_ref import policies as ref
 from policy_model import Cut, DenseModel, Heads, tiny_llama
 from torch import Tensor
 
 from lookaheadkv_kernels.integrations.transformers import EvictableCache
 from lookaheadkv_kernels.integrations.transformers.compat import cache_argument
 from lookaheadkv_kernels.policies import POLICY_NAMES, Policy, make_policy
-from lookaheadkv_kernels.python_ref import policies as ref
 
 WINDOW, LAQ_WINDOW, DRAFT = 8, 4, 6
 MORE = [11, 5, 60]  # tokens that follow a prompt, whatever the model thinks

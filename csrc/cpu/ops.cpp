@@ -1,6 +1,5 @@
 // The torch ops on the CPU: check, allocate, call the kernels of csrc/cpu. See schema.cpp for the
 // signatures and lookaheadkv_kernels/ops.py for what each op means.
-#include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 #include <tuple>
@@ -8,6 +7,7 @@
 #include "cpu/kernels.h"
 #include "cpu/torch_executor.h"
 #include "torch/boxed.h"
+#include "torch/op_library.h"
 #include "torch/tensors.h"
 
 namespace lookaheadkv::cpu {
@@ -221,7 +221,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> op_score_and_evict(
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(lookaheadkv, CPU, m) {
+LOOKAHEADKV_LIBRARY_IMPL(CPU, m) {
   m.impl("lookahead_attention", boxed<&op_lookahead_attention>);
   m.impl("column_scores", boxed<&op_column_scores>);
   m.impl("column_scores_backward", boxed<&op_column_scores_backward>);

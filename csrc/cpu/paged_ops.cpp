@@ -1,6 +1,5 @@
 // The torch ops on paged caches on the CPU: check, allocate, call the kernels of csrc/cpu. See
 // schema.cpp for the signatures and lookaheadkv_kernels/paged.py for what each op means.
-#include <torch/csrc/stable/library.h>
 
 #include <string>
 #include <tuple>
@@ -9,6 +8,7 @@
 #include "cpu/kernels.h"
 #include "cpu/torch_executor.h"
 #include "torch/boxed.h"
+#include "torch/op_library.h"
 #include "torch/paged_tensors.h"
 
 namespace lookaheadkv::cpu {
@@ -212,7 +212,7 @@ void op_compact_kv_cache(std::vector<Tensor> caches, Tensor indices, Tensor kept
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(lookaheadkv, CPU, m) {
+LOOKAHEADKV_LIBRARY_IMPL(CPU, m) {
   m.impl("paged_column_scores", boxed<&op_paged_column_scores>);
   m.impl("paged_select", boxed<&op_paged_select>);
   m.impl("paged_score_and_select", boxed<&op_paged_score_and_select>);

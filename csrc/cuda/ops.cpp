@@ -3,8 +3,6 @@
 //
 // Everything runs on the current stream of the tensors' device, takes its memory from torch's
 // caching allocator, and waits for nothing: no op can report a value that only the device knows.
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 #include <limits>
 #include <string>
@@ -13,6 +11,7 @@
 #include "cuda/kernels.h"
 #include "cuda/on_device.h"
 #include "torch/boxed.h"
+#include "torch/op_library.h"
 #include "torch/tensors.h"
 
 namespace lookaheadkv::cuda {
@@ -246,7 +245,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> op_score_and_evict(
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(lookaheadkv, CUDA, m) {
+LOOKAHEADKV_LIBRARY_IMPL(CUDA, m) {
   m.impl("lookahead_attention", boxed<&op_lookahead_attention>);
   m.impl("column_scores", boxed<&op_column_scores>);
   m.impl("column_scores_backward", boxed<&op_column_scores_backward>);

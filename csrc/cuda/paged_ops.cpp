@@ -1,8 +1,6 @@
 // The torch ops on paged caches on CUDA: check, allocate, call the kernels of csrc/cuda. The twin
 // of cpu/paged_ops.cpp; nothing here waits for the device, so no value that only it knows is
 // checked.
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 #include <string>
 #include <tuple>
@@ -11,6 +9,7 @@
 #include "cuda/on_device.h"
 #include "cuda/paged_kernels.h"
 #include "torch/boxed.h"
+#include "torch/op_library.h"
 #include "torch/paged_tensors.h"
 
 namespace lookaheadkv::cuda {
@@ -226,7 +225,7 @@ void op_compact_kv_cache(std::vector<Tensor> caches, Tensor indices, Tensor kept
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(lookaheadkv, CUDA, m) {
+LOOKAHEADKV_LIBRARY_IMPL(CUDA, m) {
   m.impl("paged_column_scores", boxed<&op_paged_column_scores>);
   m.impl("paged_select", boxed<&op_paged_select>);
   m.impl("paged_score_and_select", boxed<&op_paged_score_and_select>);
