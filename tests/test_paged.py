@@ -155,7 +155,7 @@ def test_what_rows_say(device):
     result = lk.paged_score_and_select(
         query, cache, table, starts, lens, 3, 40, 10, budgets=budgets
     )
-    assert result.kept_lens.tolist() == [8, 30, 30, 0, 6]
+    assert result.kept_lens.tolist() == [8, 33, 30, 0, 6]
     assert result.indices[0, 0].tolist() == [*range(8), -1, -1]  # 11 less 3 dropped rows: all
     assert (result.indices[1:4] == -1).all()
     assert (result.indices[4, 0, :6] >= 0).all() and (result.indices[4, 0, 6:] == -1).all()
