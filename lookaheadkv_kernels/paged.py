@@ -16,13 +16,14 @@ chunk of a chunked prefill is scored from the cache like a whole prompt.
 For request r, ``N_r = seq_lens[r] - L_r`` are the prompt keys. The *entries* that count are
 ``E_r = N_r``, or ``seq_lens[r]`` with ``keep_observation``; ``b_r`` is the budget. One of these:
 
-1. ``E_r <= b_r``: all E_r positions are listed, ``kept_lens[r] = E_r``.
-2. ``b_r <= 0`` or ``L_r = 0``: the request takes no part. Its indices are all -1,
-   ``kept_lens[r] = E_r``, and :func:`compact_kv_cache` moves nothing of it.
-3. Else b_r positions are kept, ``kept_lens[r] = b_r``.
+1. ``b_r <= 0``: the request takes no part (it decodes, or its prompt goes on). Its indices are all
+   -1, ``kept_lens[r] = seq_lens[r]``, and :func:`compact_kv_cache` moves nothing of it.
+2. ``E_r <= b_r``: all E_r positions are listed, ``kept_lens[r] = E_r``.
+3. ``L_r = 0``: no row says what to keep; as in 1.
+4. Else b_r positions are kept, ``kept_lens[r] = b_r``.
 
-A padded row of a captured graph (``seq_lens[r] = 0``, no queries) is of the first kind and keeps
-nothing. ``kept_lens`` is thus the length of the cache after compaction, for every row;
+A padded row of a captured graph (``seq_lens[r] = 0``, no queries) keeps nothing, whatever its
+budget. ``kept_lens`` is thus the length of the cache after compaction, for every row;
 :func:`kept_length` computes it on the host. Logical positions stay what they were.
 
 Values inside ``block_table``, ``seq_lens``, ``cu_seqlens_q``, ``budgets``, ``indices``,
@@ -91,7 +92,9 @@ def kept_length(
     """
     rows = min(num_rows, num_queries)
     entries = seq_len if keep_observation else seq_len - rows
-    return entries if budget <= 0 or rows == 0 else min(entries, budget)
+    if budget <= 0 or rows == 0:
+        return seq_len
+    return min(entries, budget)
 
 
 def paged_column_scores(

@@ -124,10 +124,10 @@ def paged_select(
     kept_lens = torch.zeros(len(scores), dtype=torch.int32)
     for r, request in enumerate(requests(cu_seqlens_q, seq_lens, num_rows, keep_observation)):
         budget = max_budget if budgets is None else int(budgets[r])
-        kept_lens[r] = request.entries
-        if request.entries <= budget:
+        kept_lens[r] = request.entries if budget > 0 else request.prompt + request.rows
+        if budget > 0 and request.entries <= budget:
             indices[r, :, : request.entries] = torch.arange(request.entries)
-        elif budget > 0 and request.rows > 0:
+        elif budget > 0 and request.rows > 0:  # the others take no part
             kept_lens[r] = budget
             appended = request.rows if keep_observation else 0
             best = select(

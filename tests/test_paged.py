@@ -155,7 +155,7 @@ def test_what_rows_say(device):
     result = lk.paged_score_and_select(
         query, cache, table, starts, lens, 3, 40, 10, budgets=budgets
     )
-    assert result.kept_lens.tolist() == [8, 30, 30, 0, 6]
+    assert result.kept_lens.tolist() == [8, 33, 30, 0, 6]
     assert result.indices[0, 0].tolist() == [*range(8), -1, -1]  # 11 less 3 dropped rows: all
     assert (result.indices[1:4] == -1).all()
     assert (result.indices[4, 0, :6] >= 0).all() and (result.indices[4, 0, 6:] == -1).all()
@@ -247,3 +247,18 @@ def test_number_of_threads(seed, restore_threads):
         batch = random_paged(Random(seed), longest=3000)
         results.append(lk.paged_score_and_select(*batch.batch, 50))
     assert_bitwise(results[1], results[0])
+
+
+@pytest.mark.parametrize("name", ["paged_column_scores", "paged_score_and_select"])
+def test_backward_is_refused(name, device):
+    """Queries that require grad are scored as ever; going back says that there is no gradient."""
+    paged = paged_arguments(torch.float32, device)
+    pages = tuple(paged[key] for key in ("query", "cache", "table", "starts", "lengths"))
+    rest = (5, 45) if name == "paged_column_scores" else (5, 45, 12)
+    plain = getattr(lk, name)(*pages, *rest)
+    pages[0].requires_grad_()
+    result = getattr(lk, name)(*pages, *rest)
+    assert_bitwise(result, plain)
+    scores = result if isinstance(result, Tensor) else result.scores
+    with pytest.raises(RuntimeError, match=f"^lookaheadkv.{name}: has no gradient; "):
+        scores.sum().backward()

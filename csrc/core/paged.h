@@ -92,6 +92,12 @@ struct Request {
     const int64_t budget = selection.budget_of(r);
     return rows > 0 && budget > 0 && entries(selection.keep_observation) > budget;
   }
+  // The length after compaction; of a request that takes no part nothing is dropped either.
+  int64_t kept_length(const PagedSelection& selection, int64_t r) const {
+    const int64_t budget = selection.budget_of(r);
+    if (budget <= 0) return prompt + rows;
+    return evicts(selection, r) ? budget : entries(selection.keep_observation);
+  }
 };
 
 inline Request request_of(const PagedBatch& batch, int64_t r) {

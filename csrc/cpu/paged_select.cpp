@@ -60,12 +60,12 @@ void paged_select(const PagedBatch& batch, int64_t num_kv_heads, const float* sc
                            selection.num_recent, appended},
                           out);
         for (int64_t i = 0; i < appended; ++i) *at++ = static_cast<int32_t>(request.prompt + i);
-      } else if (entries <= budget) {
+      } else if (budget > 0 && entries <= budget) {
         for (int64_t i = 0; i < entries; ++i) *at++ = static_cast<int32_t>(i);
       }
       std::fill(at, out + selection.max_budget, -1);
       if (task % heads == 0) {
-        kept_lens[r] = static_cast<int32_t>(request.evicts(selection, r) ? budget : entries);
+        kept_lens[r] = static_cast<int32_t>(request.kept_length(selection, r));
       }
     }
   });
