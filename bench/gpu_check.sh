@@ -67,7 +67,12 @@ for backend in cuda triton; do
       "$ROOT"/tests/test_paged_gpu.py
     step "$backend-ops" 120 env LOOKAHEADKV_BACKEND=$backend "$PYTHON" -m pytest -q \
       -p no:cacheprovider --cases-per-test 12 "$ROOT"/tests/test_ops.py "$ROOT"/tests/test_select.py \
-      "$ROOT"/tests/test_gather.py "$ROOT"/tests/test_gradients.py "$ROOT"/tests/test_paged.py
+      "$ROOT"/tests/test_gather.py "$ROOT"/tests/test_gradients.py
+    # Triton would compile every head dimension and layout of the random ones.
+    paged=("$ROOT"/tests/test_triton_paged.py)
+    [[ $backend == cuda ]] && paged=("$ROOT"/tests/test_paged.py)
+    step "$backend-paged" 90 env LOOKAHEADKV_BACKEND=$backend "$PYTHON" -m pytest -q \
+      -p no:cacheprovider --cases-per-test 4 "${paged[@]}"
   else
     skip "$backend-tests" "pytest and hypothesis are needed"
   fi

@@ -14,7 +14,7 @@ from build_tools import ROOT, run
 INTERPRETER = {"TRITON_INTERPRET": "1", "LOOKAHEADKV_BACKEND": "triton"}
 # Quick ones as a whole; of the others a few cases of every test. The largest shapes take minutes.
 RUNS = {
-    "errors": ("tests/test_bad_input.py",),
+    "errors": ("tests/test_bad_input.py", "tests/test_paged_bad_input.py"),
     "gather": ("tests/test_gather.py", "--cases-per-test=12"),
     "paged": ("tests/test_triton_paged.py",),
     "kernels": (

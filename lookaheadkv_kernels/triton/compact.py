@@ -93,6 +93,7 @@ def copy_chunk(
         "kv_heads",
         "index_heads",
         "num_slots",
+        "page_size",
         "max_src_blocks",
         "max_dst_blocks",
         "num_blocks",

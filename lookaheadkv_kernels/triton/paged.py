@@ -17,7 +17,16 @@ from . import heuristics
 from .launch import launch
 
 
-@triton.jit(do_not_specialize=["num_requests", "num_rows", "num_queries", "most_keys", "pinned"])
+@triton.jit(
+    do_not_specialize=[
+        "num_requests",
+        "num_rows",
+        "num_queries",
+        "most_keys",
+        "max_budget",
+        "pinned",
+    ]
+)
 def plan_kernel(
     cu_seqlens_ptr,  # [R + 1] int32
     seq_lens_ptr,  # [R] int32

@@ -39,7 +39,15 @@ def share_of(split, num_splits, num_keys, BLOCK_KEYS: tl.constexpr):
 
 
 @triton.jit(
-    do_not_specialize=["kv_heads", "group", "num_rows", "max_blocks", "num_blocks", "num_splits"]
+    do_not_specialize=[
+        "kv_heads",
+        "group",
+        "num_rows",
+        "page_size",
+        "max_blocks",
+        "num_blocks",
+        "num_splits",
+    ]
 )
 def paged_lse_kernel(
     q_ptr,  # [T, Hq, D]
@@ -118,7 +126,16 @@ def paged_lse_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["kv_heads", "group", "num_rows", "max_blocks", "num_blocks", "num_splits"]
+    do_not_specialize=[
+        "kv_heads",
+        "group",
+        "num_rows",
+        "page_size",
+        "max_blocks",
+        "num_blocks",
+        "max_seq_len",
+        "num_splits",
+    ]
 )
 def paged_column_scores_kernel(
     q_ptr,  # [T, Hq, D]

@@ -12,7 +12,7 @@ from .paged import Plan
 from .select import Selection, select
 
 
-@triton.jit(do_not_specialize=["kv_heads"])
+@triton.jit(do_not_specialize=["kv_heads", "length"])
 def reduce_heads_kernel(
     scores_ptr,  # [R, Hkv, N] float32
     prompts_ptr,  # [R] int32
