@@ -6,24 +6,23 @@ Every figure is a ratio to a peer in the same run: interleaved rounds, medians, 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 
 import lookaheadkv_kernels as lkv
+from bench import machine
 from bench.cases import LLAMA_8B, Case
 from bench.measure import interleaved, medians, peak_extra_bytes
 from bench.peers.eager import eager_score_and_evict
-from lookaheadkv_kernels.info import active_isa, cpu_model
+from bench.peers.pool_topk import pool_topk_sorted
+from lookaheadkv_kernels.info import cpu_model
 
 BUDGET = 128
 
@@ -98,11 +97,15 @@ def select_bar(rounds: int) -> Bar:
     """select on [8, 32768], budget 128, against max_pool1d + topk + sort."""
     scores = torch.rand(1, 8, 32_768, generator=torch.Generator().manual_seed(0))
 
-    def peer() -> torch.Tensor:
-        return F.max_pool1d(scores, 7, 1, 3).topk(BUDGET).indices.sort().values
-
     times = medians(
-        interleaved({"ours": lambda: lkv.select(scores, BUDGET), "torch": peer}, 20 * rounds, 5)
+        interleaved(
+            {
+                "ours": lambda: lkv.select(scores, BUDGET),
+                "torch": lambda: pool_topk_sorted(scores, BUDGET),
+            },
+            20 * rounds,
+            5,
+        )
     )
     return Bar(
         "select [8, 32768] / max_pool1d + topk + sort",
@@ -121,12 +124,6 @@ def measure_all(rounds: int) -> list[Bar]:
         lambda: [select_bar(rounds)],
     ]
     return [bar for step in steps for bar in step()]
-
-
-def commit() -> str:
-    """The revision that was measured, marked when the tree differs from it."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def main() -> int:
@@ -149,14 +146,8 @@ def main() -> int:
     Console().print(table)
     if arguments.json:
         facts = {
-            "date": datetime.date.today().isoformat(),
-            "commit": commit(),
-            "command": f"python -m bench.bars --rounds {arguments.rounds} "
-            f"--threads {arguments.threads}",
-            "cpu": cpu_model(),
-            "isa": active_isa(),
-            "threads": arguments.threads,
-            "torch": torch.__version__,
+            "kind": "bars",
+            **machine.facts("cpu", machine.command("bench.bars")),
             "num_prompt": LLAMA_8B.num_prompt,
             "bars": [{**asdict(bar), "met": bar.met} for bar in bars],
         }

@@ -18,7 +18,15 @@ from pathlib import Path
 from lookaheadkv_kernels._library import library_path
 
 TABLE = Path(__file__).resolve().parents[1] / "docs" / "cuda_resources.md"
-TYPES = {"4bf16": "bf16", "4fp16": "fp16", "f": "fp32", "t": "16 bits", "j": "32 bits"}
+TYPES = {
+    "4bf16": "bf16",
+    "4fp16": "fp16",
+    "8InTensor": "tensor",
+    "7InPages": "pages",
+    "f": "fp32",
+    "t": "16 bits",
+    "j": "32 bits",
+}
 INSTRUCTIONS = {
     "matrix": r"\bHMMA\.16816",
     "asynchronous copies": r"\bLDGSTS\S*\.128",
@@ -50,7 +58,9 @@ class Kernel:
         arguments: list[str] = []
         rest = rest[1:] if rest.startswith("I") else ""
         while rest and not rest.startswith("E"):
-            token = re.match(r"NS\d?_(4[bf][fp]16)E|L[ib](\d+)E|([ftj])|S\d?_", rest)
+            token = re.match(
+                r"NS\d?_(4[bf][fp]16|8InTensor|7InPages)E|L[ib](\d+)E|([ftj])|S\d?_", rest
+            )
             assert token is not None, self.symbol
             arguments.append(TYPES[token[1] or token[3]] if token[1] or token[3] else token[2])
             rest = rest[token.end() :]
@@ -122,7 +132,8 @@ HEADER = """\
 Written by `python -m bench.cuda_resources` from the built library; `tests/test_cuda_build.py`
 checks the same figures. Registers a thread; spilled bytes a thread (its stack); how many matrix
 products (HMMA), asynchronous 16-byte copies (LDGSTS) and other 16-byte loads stand in the code.
-Template arguments: dtype, padded head dimension, and what the kernel's source says.
+Template arguments: dtype, padded head dimension, where the keys lie (a tensor, or the pages of a
+cache), and what the kernel's source says.
 
 | chip | kernel | registers | spilled | HMMA | LDGSTS | LDG.128 |
 | --- | --- | --- | --- | --- | --- | --- |

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything a GPU can tell, in one call of at most ten minutes, offline: the gpu tests of both
-# backends, compute-sanitizer, the op tests, the speed bars, a whole model's time to the first token.
-# One failure does not stop the others.
+# backends, compute-sanitizer, the op tests, the speed bars, a whole model's time to the first token,
+# each room beside its peers. One failure does not stop the others.
 #
 #   bench/gpu_check.sh [FOLDER]     logs and JSON go to FOLDER (default: build/gpu_check)
 #
@@ -63,10 +63,11 @@ for backend in cuda triton; do
   fi
   if has pytest && has hypothesis; then
     step "$backend-tests" 150 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu \
-      -k "$backend" "$ROOT"/tests/test_gpu.py "$ROOT"/tests/test_cuda_gpu.py
+      -k "$backend" "$ROOT"/tests/test_gpu.py "$ROOT"/tests/test_cuda_gpu.py \
+      "$ROOT"/tests/test_paged_gpu.py
     step "$backend-ops" 120 env LOOKAHEADKV_BACKEND=$backend "$PYTHON" -m pytest -q \
       -p no:cacheprovider --cases-per-test 12 "$ROOT"/tests/test_ops.py "$ROOT"/tests/test_select.py \
-      "$ROOT"/tests/test_gather.py "$ROOT"/tests/test_gradients.py
+      "$ROOT"/tests/test_gather.py "$ROOT"/tests/test_gradients.py "$ROOT"/tests/test_paged.py
   else
     skip "$backend-tests" "pytest and hypothesis are needed"
   fi
@@ -90,7 +91,11 @@ fi
 # One backend is enough: the first, which is what users get.
 if [[ -n $backends && $backends != cpu ]] && has transformers; then
   step ttft 150 "$PYTHON" -m bench.ttft --model llama-3.1-8b --device cuda --rounds 3 \
-    --json "$OUT/ttft.json"
+    --slow-rounds 1 --json "$OUT/ttft.json"
+fi
+if [[ -n $backends && $backends != cpu ]] && has pytest_benchmark; then
+  step suite 100 "$PYTHON" -m pytest -q -p no:cacheprovider --import-mode=append "$ROOT/bench" \
+    -k "not -cpu" --prompt 32768 --record "$OUT/suite.json"
 fi
 
 {

@@ -30,11 +30,40 @@ def run(dtype: torch.dtype, dim: int, prompt: int) -> None:
         lkv.prefill_attention(whole, key, value, rows)
 
 
+def run_paged(dtype: torch.dtype, cache_dtype: torch.dtype, dim: int, page_size: int) -> None:
+    """All ops on paged caches; one request is padding."""
+    kv_heads, rows, table = 2, 9, torch.randperm(200, dtype=torch.int32).view(4, 50).cuda()
+    # Rows that begin at no multiple of 16 bytes, and those that do.
+    wide = torch.randn(200, page_size, kv_heads, dim + 1, device="cuda").to(cache_dtype)
+    starts = torch.tensor([0, 9, 20, 20, 22], dtype=torch.int32, device="cuda")
+    lens = torch.tensor([50 * page_size, 31, 0, 2], dtype=torch.int32, device="cuda")
+    query = torch.randn(22, 3 * kv_heads, dim, device="cuda").to(dtype)
+    scale = None
+    if dtype != cache_dtype:
+        scale = torch.rand(200, page_size, kv_heads, device="cuda")
+    for cache in (wide[..., :dim], wide[..., :dim].contiguous()):
+        kept = lkv.paged_score_and_select(
+            query, cache, table, starts, lens, rows, 50 * page_size, 20, k_scale=scale
+        )
+        caches = [cache, torch.rand(200, page_size, kv_heads, device="cuda")]
+        for start in (None, lens - kept.kept_lens):
+            lkv.compact_kv_cache(
+                caches,
+                kept.indices[None],
+                kept.kept_lens[None],
+                table,
+                dst_start=None if start is None else start[None],
+            )
+
+
 def main() -> None:
     """Run, and wait for the device."""
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         for dim, prompt in ((64, 300), (96, 129), (128, 257), (256, 65), (40, 70)):
             run(dtype, dim, prompt)
+        for cache_dtype in (dtype, torch.float8_e4m3fn, torch.int8):
+            run_paged(dtype, cache_dtype, 64, 16)
+            run_paged(dtype, cache_dtype, 40, 3)
     for length in (31, 5_000, 40_000):
         scores = torch.randn(1, 2, length, device="cuda")
         for pool in (1, 7, 201):

@@ -1,31 +1,35 @@
-"""Timing and memory of callables on this CPU: interleaved rounds, medians, peak resident set."""
+"""Timing and memory of callables: interleaved rounds, medians, peak extra memory."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
 import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-Call = Callable[[], object]
+import torch
+
+from bench.clock import Call, Clock, CpuClock, seconds_of
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
-def interleaved(calls: Mapping[str, Call], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+def interleaved(
+    calls: Mapping[str, Call], rounds: int, warmup: int = 1, clock: Clock | None = None
+) -> dict[str, list[float]]:
     """Seconds of every call in every round; each round runs all of them once, in turn.
 
     Whatever else the machine does then falls on all of them alike.
     """
+    clock = clock or CpuClock()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         for _ in range(warmup):
             call()
     for _ in range(rounds):
         for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(seconds_of(clock, call))
     return seconds
 
 
@@ -33,9 +37,31 @@ def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def peak_extra_bytes(call: Call) -> int:
-    """Bytes by which the resident set rises above its start while the call runs (Linux only)."""
+def keep_freed_memory() -> None:
+    """Let glibc reuse what tensors free, rather than hand it back and fetch it page by page.
+
+    What goes back depends on the order and sizes of all earlier allocations: a method that differs
+    in 32 rows would differ in page faults. (Linux only.)
+    """
+    libc = ctypes.CDLL("libc.so.6")
+    for option, value in ((M_TRIM_THRESHOLD, 2**31 - 1), (M_MMAP_MAX, 0)):
+        if libc.mallopt(option, value) != 1:
+            raise RuntimeError(f"mallopt({option}, {value}) failed")
+
+
+def peak_extra_bytes(call: Call, device: torch.device | str = "cpu") -> int:
+    """Bytes that the call takes at once beyond what there was, its results included.
+
+    On a CPU by the resident set (Linux only), on a GPU by torch's allocator.
+    """
     gc.collect()
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # kept memory would hide what the call takes
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present size
     before = _status_bytes("VmRSS")

@@ -27,6 +27,7 @@ from lookaheadkv_kernels.info import cpu_model
 from lookaheadkv_kernels.integrations.transformers import EvictableCache, Eviction
 from lookaheadkv_kernels.integrations.transformers.attention import attach
 from lookaheadkv_kernels.integrations.transformers.compat import cache_argument
+from lookaheadkv_kernels.integrations.transformers.greedy import next_logits
 from lookaheadkv_kernels.integrations.transformers.loading import load
 from lookaheadkv_kernels.integrations.transformers.weights import find_modules
 from lookaheadkv_kernels.lookahead import LookaheadModules, load_modules
@@ -34,7 +35,7 @@ from lookaheadkv_kernels.lookahead.files import write_atomically
 from lookaheadkv_kernels.policies import LAQ, FullCache, LookaheadPolicy, SnapKV, StreamingLLM
 from lookaheadkv_kernels.policies.base import Policy
 from lookaheadkv_kernels.training.recipe import Recipe, find_texts
-from lookaheadkv_kernels.training.step import Target, ground_truth, lookahead_loss, prefill_logits
+from lookaheadkv_kernels.training.step import Target, ground_truth, lookahead_loss
 
 MODEL = "smollm2-135m-instruct"
 KINDS = ("prose", "code", "retrieval")
@@ -97,7 +98,7 @@ class Bench:
     def started(self, prompt_ids: list[int]) -> EvictableCache:
         """All of a prompt but its end, which every policy goes on from: a prefill in two parts."""
         cache = EvictableCache()
-        prefill_logits(self.model, prompt_ids[:-LAST_PART], cache)
+        next_logits(self.model, prompt_ids[:-LAST_PART], cache)
         return cache
 
     def mass(

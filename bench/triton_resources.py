@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lookaheadkv_kernels.triton import ops
+from lookaheadkv_kernels.triton import ops, paged_ops
 from lookaheadkv_kernels.triton.ahead import Resources, compile_key, resources
 from lookaheadkv_kernels.triton.heuristics import Target
 from lookaheadkv_kernels.triton.launch import Launch, record
@@ -78,6 +78,45 @@ def record_case(case: Case) -> list[Launch]:
         ops.select(scores, 128)
         ops.select(long_scores, 128, pool_kernel=101)
         ops.gather_kv(key, key, meta(1, KV_HEADS, 128, dtype=torch.int32))
+    return _distinct(launches)
+
+
+def record_paged(target: str, cache_dtype: torch.dtype) -> list[Launch]:
+    """The launches of the ops on paged caches: bf16 queries, D 128, pages of 16, all 32 layers."""
+
+    def meta(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    requests, budget, layers = 4, 2048, 32
+    cache = meta(8192, 16, KV_HEADS, 128, dtype=cache_dtype)
+    query = meta(requests * ROWS, 4 * KV_HEADS, 128, dtype=torch.bfloat16)
+    scale = None
+    if cache_dtype != torch.bfloat16:
+        scale = meta(8192, 16, KV_HEADS, dtype=torch.float32)
+    table, lens = meta(requests, PROMPT // 16), meta(requests)
+    with record(TARGETS[target]) as launches:
+        paged_ops.paged_score_and_select(
+            query,
+            cache,
+            table,
+            meta(requests + 1),
+            lens,
+            ROWS,
+            PROMPT,
+            budget,
+            k_scale=scale,
+            head_reduction="max",
+        )
+        paged_ops.compact_kv_cache(
+            [cache] * (2 * layers),
+            meta(layers, requests, KV_HEADS, budget),
+            meta(layers, requests),
+            table,
+        )
+    return _distinct(launches)
+
+
+def _distinct(launches: list[Launch]) -> list[Launch]:
     unique: dict[str, Launch] = {}
     for launch in launches:
         unique.setdefault(compile_key(launch), launch)

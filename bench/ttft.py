@@ -1,9 +1,10 @@
 """Time to the first token, end to end: `python -m bench.ttft --model llama-3.1-8b --device cuda`.
 
 Known models get random weights (a prompt's time does not depend on them); the packaged one is the
-real one. Forward alone, then with LookaheadKV (appended and extend), SnapKV, LAQ, and the
-paper-style eager eviction behind the forward (`bench/peers/eager.py`, queries of the right shape).
-Methods take turns; medians; overhead against the forward of the same turns.
+real one. The forward alone, through transformers' cache and through ours, LookaheadKV (appended and
+extend), SnapKV, LAQ, SpecKV, and the paper-style eager eviction behind the forward. Methods take
+turns; medians; overhead against the forward of the same turns. Then decoding speed behind the
+prompt, uncut and evicted, step by step in turn.
 """
 
 from __future__ import annotations
@@ -18,114 +19,142 @@ from typing import Any
 
 import torch
 
-from bench.peers.eager import eager_score_and_evict
-from lookaheadkv_kernels.info import cpu_model
-from lookaheadkv_kernels.integrations.transformers import Eviction
+from bench import machine
+from bench.measure import keep_freed_memory, peak_extra_bytes
+from bench.ratios import median_ratio
+from bench.ttft_methods import QUICK, Models, decoders, methods
 from lookaheadkv_kernels.integrations.transformers.attention import attach
-from lookaheadkv_kernels.integrations.transformers.compat import cache_argument
-from lookaheadkv_kernels.integrations.transformers.loading import PACKAGED_MODELS, load
-from lookaheadkv_kernels.lookahead import LookaheadConfig, LookaheadModules, ModelShape, catalog
-from lookaheadkv_kernels.policies import LAQ, LookaheadPolicy, SnapKV
 
-# TTFT overhead in ms that the paper measured for LLaMA-3.1-8B on an H100 (table 5).
+# What the paper measured for LLaMA-3.1-8B on an H100 (table 5): TTFT and overhead in ms.
 PAPER = {
-    4096: {"lookaheadkv": 11.38, "snapkv": 13.14, "laq": 506.58},
-    8192: {"lookaheadkv": 10.88, "snapkv": 20.17, "laq": 509.38},
-    16384: {"lookaheadkv": 18.50, "snapkv": 37.12, "laq": 523.54},
-    32768: {"lookaheadkv": 38.04, "snapkv": 77.67, "laq": 553.68},
+    4096: {
+        "forward": (130, None),
+        "lookaheadkv": (141, 11.38),
+        "snapkv": (143, 13.14),
+        "speckv": (223, 92.42),
+        "laq": (637, 506.58),
+    },
+    8192: {
+        "forward": (291, None),
+        "lookaheadkv": (302, 10.88),
+        "snapkv": (311, 20.17),
+        "speckv": (411, 120.51),
+        "laq": (800, 509.38),
+    },
+    16384: {
+        "forward": (658, None),
+        "lookaheadkv": (677, 18.50),
+        "snapkv": (695, 37.12),
+        "speckv": (866, 207.31),
+        "laq": (1182, 523.54),
+    },
+    32768: {
+        "forward": (1760, None),
+        "lookaheadkv": (1798, 38.04),
+        "snapkv": (1838, 77.67),
+        "speckv": (2263, 502.87),
+        "laq": (2314, 553.68),
+    },
 }
-LOOKAHEAD_ROWS = 32
+PAPER_MODEL = "llama-3.1-8b"
 
 
-def make_model(name: str, dtype: torch.dtype, device: str) -> Any:
-    """The packaged model, or a known one with random weights."""
-    if name in PACKAGED_MODELS:
-        return load(name, dtype=dtype, device=device)[0]
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    facts = catalog.model_facts(name)
-    config = AutoConfig.for_model(
-        facts.shape.model_type,
-        **{key: value for key, value in vars(facts.shape).items() if key != "model_type"},
-        vocab_size=facts.vocab_size,
-        tie_word_embeddings=facts.tie_word_embeddings,
-        max_position_embeddings=131_072,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    with torch.device(device):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+def seconds_of(call: Callable[[], object], cuda: bool) -> float:
+    """Wall time, the device's work included."""
+    if cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
-def methods(model: Any, budget: int) -> dict[str, Callable[[torch.Tensor], Any]]:
-    """What is timed, by name; each takes token ids [1, N]."""
-    modules = LookaheadModules(LookaheadConfig(model=ModelShape.of(model.config)))
-    modules.reset_parameters(0.02, torch.Generator().manual_seed(0))
-    modules = modules.requires_grad_(False).to(model.device, model.dtype)
-
-    def forward(ids: torch.Tensor) -> Any:
-        return model(ids, use_cache=True, logits_to_keep=1)[cache_argument(model)]
-
-    def eager(ids: torch.Tensor) -> Any:
-        shape = ModelShape.of(model.config)
-        size = (1, shape.num_attention_heads, LOOKAHEAD_ROWS, shape.head_dim)
-        query = torch.randn(size, dtype=model.dtype, device=model.device)
-        kept = []
-        for layer in forward(ids).layers:
-            kept.append(eager_score_and_evict(query, layer.keys, layer.values, budget)[:2])
-        return kept
-
-    def prefill(policy: Any) -> Callable[[torch.Tensor], Any]:
-        eviction = Eviction(model, policy)
-        return lambda ids: eviction.prefill(ids, budget=budget)
-
+def overhead(taken: dict[str, list[float]], name: str, base: str) -> dict[str, float]:
+    """What ``name`` takes beyond ``base``, over the rounds that both ran in."""
+    pairs = list(zip(taken[name], taken[base], strict=False))  # the slow ones stop earlier
+    ratio = median_ratio([own for own, _ in pairs], [alone for _, alone in pairs])
     return {
-        "forward": forward,
-        "lookaheadkv": prefill(LookaheadPolicy(modules)),
-        "lookaheadkv extend": prefill(LookaheadPolicy(modules, mode="extend")),
-        "snapkv": prefill(SnapKV()),
-        "eager": eager,
-        "laq": prefill(LAQ()),
+        "ms": statistics.median(1e3 * (own - alone) for own, alone in pairs),
+        "percent": 100 * (ratio.value - 1),
+        "percent_low": 100 * (ratio.low - 1),
+        "percent_high": 100 * (ratio.high - 1),
     }
 
 
 @torch.no_grad()
-def measure(
-    model: Any, num_tokens: int, budget: int, rounds: int
-) -> dict[str, dict[str, float | None]]:
-    """Median seconds, overhead in ms and percent, and peak bytes on a GPU, of every method."""
-    cuda = model.device.type == "cuda"
-    found = methods(model, budget)
-    times: dict[str, list[float]] = {name: [] for name in found}
-    peaks: dict[str, int] = {}
-    for round_ in range(rounds + 1):
-        for name, run in found.items():
-            ids = torch.randint(3, 1000, (1, num_tokens), device=model.device)
-            if cuda:
-                torch.cuda.reset_peak_memory_stats()
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            run(ids)
-            if cuda:
-                torch.cuda.synchronize()
-                peaks[name] = torch.cuda.max_memory_allocated()
-            if round_:  # the first warms up
-                times[name].append(time.perf_counter() - start)
-    overheads = {
-        name: statistics.median(
-            1e3 * (own - alone) for own, alone in zip(times[name], times["forward"], strict=True)
-        )
-        for name in found
-    }
+def measure_prefill(
+    models: Models, num_tokens: int, budget: int, rounds: int, slow_rounds: int
+) -> dict[str, dict[str, Any]]:
+    """Median seconds, overheads and peak extra memory of every method.
+
+    Every method runs in the first ``slow_rounds`` rounds; those whose overhead is a small
+    difference of large times go on to ``rounds``.
+    """
+    device = models.target.device
+    found = methods(models, budget)
+    taken: dict[str, list[float]] = {name: [] for name in found}
+
+    def run(name: str) -> Callable[[], object]:
+        ids = models.prompt(num_tokens)
+        return lambda: found[name](ids)
+
+    memory = {name: peak_extra_bytes(run(name), device) for name in found}  # warms up, too
+    for round_ in range(rounds):
+        for name in found:
+            if round_ < slow_rounds or name in QUICK:
+                taken[name].append(seconds_of(run(name), device.type == "cuda"))
     return {
         name: {
-            "seconds": statistics.median(times[name]),
-            "overhead_ms": overheads[name],
-            "overhead_percent": 0.1 * overheads[name] / statistics.median(times["forward"]),
-            "peak_bytes": peaks.get(name),
+            "seconds": statistics.median(taken[name]),
+            "rounds": len(taken[name]),
+            "overhead": overhead(taken, name, "forward"),
+            "overhead_over_full_cache": overhead(taken, name, "full cache"),
+            "peak_extra_bytes": memory[name],
         }
         for name in found
     }
+
+
+@torch.no_grad()
+def measure_decoding(
+    models: Models, num_tokens: int, budget: int, steps: int
+) -> dict[str, dict[str, float]]:
+    """Median seconds of a decoding step behind a prompt, and tokens a second."""
+    device = models.target.device
+    calls = decoders(models, budget, models.prompt(num_tokens))
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for step in range(steps + 2):
+        for name, call in calls.items():
+            seconds = seconds_of(call, device.type == "cuda")
+            if step >= 2:  # the first two warm up
+                taken[name].append(seconds)
+    return {
+        name: {
+            "seconds": statistics.median(values),
+            "tokens_per_second": 1 / statistics.median(values),
+        }
+        for name, values in taken.items()
+    }
+
+
+def table(length: int, rows: dict[str, dict[str, Any]], paper: dict[str, Any]) -> list[str]:
+    """One length as text."""
+    lines = [
+        f"{length:6} tokens         TTFT ms  overhead ms  overhead %      [95 %]        "
+        "% over full cache  extra MB  paper ms  paper overhead ms"
+    ]
+    for name, row in rows.items():
+        over = row["overhead"]
+        ttft, added = paper.get(name, (None, None))
+        lines.append(
+            f"{name:20} {1e3 * row['seconds']:10.1f} {over['ms']:12.1f} {over['percent']:11.2f} "
+            f"[{over['percent_low']:7.2f}, {over['percent_high']:7.2f}] "
+            f"{row['overhead_over_full_cache']['percent']:18.2f} "
+            f"{row['peak_extra_bytes'] / 1e6:9.1f} {'' if ttft is None else ttft:>9} "
+            f"{'' if added is None else added:>18}"
+        )
+    return lines
 
 
 def main() -> None:
@@ -136,30 +165,39 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--length", type=int, action="append", help="tokens; repeatable")
     parser.add_argument("--budget", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7, help="of the quick methods")
+    parser.add_argument("--slow-rounds", type=int, default=3, help="of those with drafts")
+    parser.add_argument("--decode-steps", type=int, default=32)
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    model = make_model(arguments.model, getattr(torch, arguments.dtype), arguments.device)
-    attach(model)
-    on_gpu = model.device.type == "cuda"
-    device = torch.cuda.get_device_name() if on_gpu else cpu_model()
-    print(f"{arguments.model}, {arguments.dtype}, budget {arguments.budget}, {device}")
+    options = parser.parse_args()
+    if options.device == "cpu":
+        keep_freed_memory()
+    models = Models.make(options.model, getattr(torch, options.dtype), options.device)
+    attach(models.target)
+    on_gpu = models.target.device.type == "cuda"
+    print(
+        f"{options.model}, {options.dtype}, budget {options.budget}, "
+        f"{machine.device_name(models.target.device)}"
+    )
     results = {}
-    for length in arguments.length or ([4096, 8192, 16384, 32768] if on_gpu else [1024, 4096]):
-        results[length] = measure(model, length, arguments.budget, arguments.rounds)
-        print(f"\n{length:6} tokens        TTFT ms   overhead ms        %   paper's ms   peak GB")
-        for name, row in results[length].items():
-            paper = PAPER.get(length, {}).get(name) if arguments.model == "llama-3.1-8b" else None
-            peak = row["peak_bytes"]
-            print(
-                f"{name:20} {1e3 * (row['seconds'] or 0):9.2f} {row['overhead_ms']:13.2f} "
-                f"{row['overhead_percent']:8.2f} {'' if paper is None else paper:>12} "
-                f"{'' if peak is None else format(peak / 1e9, '.2f'):>9}"
-            )
-    if arguments.json:
-        record = {"device": device, "torch": torch.__version__, **vars(arguments)}
-        record["json"] = str(arguments.json)
-        arguments.json.write_text(json.dumps({**record, "results": results}, indent=1))
+    for length in options.length or ([4096, 8192, 16384, 32768] if on_gpu else [1024, 4096]):
+        rows = measure_prefill(models, length, options.budget, options.rounds, options.slow_rounds)
+        speed = measure_decoding(models, length, options.budget, options.decode_steps)
+        paper = PAPER.get(length, {}) if options.model == PAPER_MODEL else {}
+        results[length] = {"methods": rows, "decode": speed, "paper": paper}
+        print("\n" + "\n".join(table(length, rows, paper)))
+        for name, row in speed.items():
+            print(f"    decoding, {name}: {row['tokens_per_second']:.1f} tokens a second")
+    if options.json:
+        record = {
+            "kind": "ttft",
+            **machine.facts(models.target.device, machine.command("bench.ttft")),
+            "model": options.model,
+            "dtype": options.dtype,
+            "budget": options.budget,
+            "results": results,
+        }
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ add_executable(
   cuda_kernel_check EXCLUDE_FROM_ALL
   ${cuda_kernel_sources} ${checks}/cuda_emulation/fibers.cpp ${checks}/cuda_kernel_check.cpp
   ${checks}/check_cuda_shapes.cpp ${checks}/check_cuda_select.cpp ${checks}/check_cuda_units.cpp
+  ${checks}/check_cuda_evict.cpp ${checks}/check_cuda_paged.cpp
   ${checks}/check.cpp ${checks}/reference.cpp ${PROJECT_SOURCE_DIR}/csrc/cpu/select.cpp
   ${PROJECT_SOURCE_DIR}/csrc/cpu/isa/dispatch.cpp ${PROJECT_SOURCE_DIR}/csrc/cpu/isa/portable.cpp)
 # The emulation's headers come first: they stand for those of the same names in csrc/cuda.

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from ._version import __version__
-from .commands import evaluate, generate_responses, info, params, train, ttft
+from .commands import evaluate, generate_responses, info, inspect, params, train, ttft
 
-COMMANDS = (info, params, ttft, generate_responses, train, evaluate)
+COMMANDS = (info, params, ttft, generate_responses, train, evaluate, inspect)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

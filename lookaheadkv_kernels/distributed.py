@@ -1,17 +1,17 @@
-"""Eviction where a prompt's cache lies on several ranks.
+"""Eviction over several processes.
 
-**Tensor parallelism** shards heads. A head's scores and choice need no other head: every rank calls
-:func:`lookaheadkv_kernels.score_and_evict` on its own, and there is nothing to exchange.
+Tensor parallel: heads are shared out, and nothing here is needed. Scores, pool, Top-K and gather
+know one KV head at a time, so every process calls :func:`~lookaheadkv_kernels.score_and_evict` on
+its heads.
 
-**Context parallelism** shards the prompt. The softmax then runs over keys of all ranks, the pool's
-window crosses their borders, and the budget is one for all: :func:`score_and_select_sharded`. Ranks
-exchange one log-sum-exp a row, a few scores at each border, and ``budget`` candidates a head, all
-by ``torch.distributed.all_gather``.
+Context parallel: each process holds a run of the prompt's keys. The rows' softmax runs over all of
+them, so log-sum-exps are merged, pools reach over the edges of a run, and the Top-K is one over
+every process's best. What is sent per layer is the log-sum-exp, a few edge scores, ``budget``
+candidates a head, and the kept entries: nothing that grows with the prompt.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,167 +20,184 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from .ops import select
-from .policies.scoring import unmasked_lse, unmasked_scores
+from .ops import Evicted, gather_kv, select
+from .unmasked import logits_of, unmasked_lse, unmasked_scores
 
 
-class Sharded(NamedTuple):
-    """What stays of a prompt, seen from one rank."""
+class Run(NamedTuple):
+    """Where a process's keys stand in the prompt."""
 
-    positions: Tensor
-    """[B, Hkv, K] int32, in the whole prompt, ascending; the same on every rank."""
-    indices: Tensor
-    """[B, Hkv, K] int32, those on this rank, in its shard, ascending; -1 in the slots at the end.
-    :func:`lookaheadkv_kernels.gather_kv` takes them."""
-    scores: Tensor
-    """[B, Hkv, n] float32 column scores of this rank's keys, before pooling."""
+    rank: int
+    sizes: tuple[int, ...]  # of every process, in prompt order
+
+    @property
+    def start(self) -> int:
+        """Position of the first key."""
+        return sum(self.sizes[: self.rank])
+
+    @property
+    def size(self) -> int:
+        """How many keys it has."""
+        return self.sizes[self.rank]
 
 
-def score_and_select_sharded(
+def score_and_evict_context_parallel(
     query: Tensor,  # [B, Hq, L, D]
     key: Tensor,  # [B, Hkv, n, D]
-    rows_key: Tensor,  # [B, Hkv, L, D]
+    value: Tensor,  # [B, Hkv, n, D]
+    own_key: Tensor,  # [B, Hkv, L, D]
     budget: int,
-    shard_lengths: Sequence[int],
     *,
+    shard_sizes: Sequence[int],
     group: dist.ProcessGroup | None = None,
     scale: float | None = None,
     pool_kernel: int = 7,
-) -> Sharded:
-    """Choose what stays of a prompt whose keys lie on the ranks of ``group``, in their order.
+    num_sink: int = 0,
+    num_recent: int = 0,
+) -> Evicted:
+    """:func:`~lookaheadkv_kernels.score_and_evict` where processes share a prompt's keys.
 
-    The same choice as that of :func:`lookaheadkv_kernels.score_and_evict` on one rank, up to the
-    rounding of scores; exactly :func:`lookaheadkv_kernels.select` of the ranks' own scores.
+    Every process of the group calls it with the same arguments but for its own ``key`` and
+    ``value``. The observation rows are no prompt keys: theirs are dropped.
 
     Args:
-        query: [B, Hq, L, D], the lookahead rows after RoPE; the same on every rank.
-        key: [B, Hkv, n, D], this rank's prompt keys; n may be 0.
-        rows_key: [B, Hkv, L, D], the lookahead rows' own keys; the same on every rank.
-        budget: entries to keep per head on all ranks together, at least 1.
-        shard_lengths: n of every rank, known on the host.
-        group: the ranks; all when None.
+        query: the observation rows after RoPE, the same everywhere.
+        key: this process's run of prompt keys; runs follow each other in the order of ranks.
+        value: like key.
+        own_key: keys of the observation rows, the same everywhere.
+        budget: entries to keep per KV head, at least 1.
+        shard_sizes: prompt keys of every process (zeros are fine); known to the host, so that
+            nothing waits for the device.
+        group: the processes; all of them when None.
         scale: of the logits; 1 / sqrt(D) when None.
         pool_kernel: odd window of the max-pool.
+        num_sink: first prompt entries that are kept whatever their score.
+        num_recent: last prompt entries that are kept whatever their score.
 
     Returns:
-        ``(positions, indices, scores)``, with K = min(budget, sum of shard_lengths).
+        ``(key, value, indices, scores)``: the kept entries [B, Hkv, K, D] and their positions in
+        the whole prompt [B, Hkv, K], the same on every process; scores [B, Hkv, n] of its own run.
 
     Raises:
-        ValueError: a budget, pool or shard lengths that make no sense.
+        ValueError: ``shard_sizes`` does not fit the group or ``key``; a bad ``budget``,
+            ``pool_kernel`` or pin.
+        RuntimeError: tensors that the ops refuse.
     """
-    rank = dist.get_rank(group)
-    _check(key, budget, shard_lengths, dist.get_world_size(group), rank, pool_kernel)
-    if scale is None:
-        scale = 1.0 / math.sqrt(query.shape[-1])
-    lse = merged_lse(query, key, rows_key, scale, group)
+    run = Run(dist.get_rank(group), tuple(shard_sizes))
+    _check(run, dist.get_world_size(group), key, budget, pool_kernel, num_sink, num_recent)
+    scale = query.shape[3] ** -0.5 if scale is None else scale
+    lse = _merged_lse(query, key, own_key, scale, group)
     scores = unmasked_scores(query, key, scale, lse)
-    pooled = _pooled(scores, shard_lengths, rank, pool_kernel, group)
-    positions = _best(pooled, budget, shard_lengths, rank, group)
-    return Sharded(positions, _own(positions, shard_lengths, rank), scores)
-
-
-def merged_lse(
-    query: Tensor,  # [B, Hq, L, D]
-    key: Tensor,  # [B, Hkv, n, D]
-    rows_key: Tensor,  # [B, Hkv, L, D]
-    scale: float,
-    group: dist.ProcessGroup | None = None,
-) -> Tensor:
-    """The rows' log-sum-exp over all ranks' prompt keys and, causally, their own: [B, Hq, L]."""
-    heads, rows = query.shape[1:3]
-    parts = _gathered(unmasked_lse(query, key, scale), group)
-    repeats = heads // rows_key.shape[1]
-    own = query.float() @ rows_key.float().repeat_interleave(repeats, dim=1).transpose(-1, -2)
-    causal = torch.ones(rows, rows, dtype=torch.bool, device=query.device).tril()
-    parts.append((own * scale).masked_fill(~causal, -torch.inf).logsumexp(dim=-1))
-    return torch.stack(parts).logsumexp(dim=0)
+    pooled = _pooled(scores, run, pool_kernel // 2, group)
+    positions = torch.arange(run.start, run.start + run.size, device=key.device)
+    pinned = (positions < num_sink) | (positions >= sum(run.sizes) - num_recent)
+    # Scores are probabilities: nothing else is infinite.
+    indices = _best(pooled.masked_fill(pinned, torch.inf), run, budget, group)
+    mine = (indices >= run.start) & (indices < run.start + run.size)
+    kept = gather_kv(key, value, torch.where(mine, indices - run.start, -1).to(torch.int32))
+    kept_key, kept_value = (_from_all(part, group) for part in kept)
+    return Evicted(kept_key, kept_value, indices, scores)
 
 
 def _check(
-    key: Tensor, budget: int, lengths: Sequence[int], ranks: int, rank: int, pool_kernel: int
+    run: Run,
+    processes: int,
+    key: Tensor,
+    budget: int,
+    pool_kernel: int,
+    num_sink: int,
+    num_recent: int,
 ) -> None:
-    if budget < 1:
-        raise ValueError(f"budget must be >= 1, got {budget}")
-    if pool_kernel < 1 or pool_kernel % 2 == 0:
-        raise ValueError(f"pool_kernel must be odd and >= 1, got {pool_kernel}")
-    if len(lengths) != ranks:
-        raise ValueError(f"shard_lengths must have one length a rank ({ranks}), got {len(lengths)}")
-    if lengths[rank] != key.shape[2]:
+    if len(run.sizes) != processes or min(run.sizes) < 0:
         raise ValueError(
-            f"shard_lengths says {lengths[rank]} keys on rank {rank}, key has {key.shape[2]}"
+            f"shard_sizes must have one size for each of {processes} processes, got {run.sizes}"
+        )
+    if key.shape[2] != run.size:
+        raise ValueError(
+            f"shard_sizes[{run.rank}] is {run.size}, but key has {key.shape[2]} entries"
+        )
+    if pool_kernel < 1 or pool_kernel % 2 == 0:
+        raise ValueError(f"pool_kernel must be odd and at least 1, got {pool_kernel}")
+    if budget < 1 or num_sink < 0 or num_recent < 0 or num_sink + num_recent > budget:
+        raise ValueError(
+            "budget must be at least 1 and hold num_sink + num_recent, got "
+            f"budget={budget}, num_sink={num_sink}, num_recent={num_recent}"
         )
 
 
-def _gathered(tensor: Tensor, group: dist.ProcessGroup | None) -> list[Tensor]:
-    """Tensors of one shape from all ranks."""
+def _all(tensor: Tensor, group: dist.ProcessGroup | None) -> list[Tensor]:
+    """The tensor of every process, in the order of ranks."""
+    tensor = tensor.contiguous()
     parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, tensor.contiguous(), group=group)
+    dist.all_gather(parts, tensor, group=group)
     return parts
 
 
-def _pooled(
-    scores: Tensor,  # [B, Hkv, n]
-    lengths: Sequence[int],
-    rank: int,
-    pool_kernel: int,
+def _merged_lse(
+    query: Tensor,  # [B, Hq, L, D]
+    key: Tensor,  # [B, Hkv, n, D]
+    own_key: Tensor,  # [B, Hkv, L, D]
+    scale: float,
     group: dist.ProcessGroup | None,
 ) -> Tensor:
-    """Max-pool over the whole prompt, of this rank's positions; a window of NaN alone is -inf."""
-    reach = pool_kernel // 2
-    numbers = scores.masked_fill(scores.isnan(), -torch.inf)
-    if reach == 0:
-        return numbers
-    # Of each rank the first and last `reach` scores; -inf, which wins no window, where it has none.
-    own, missing = numbers.shape[2], max(0, reach - numbers.shape[2])
-    head = F.pad(numbers[:, :, :reach], (0, missing), value=-torch.inf)
-    tail = F.pad(numbers[:, :, max(0, own - reach) :], (missing, 0), value=-torch.inf)
-    edges = _gathered(torch.stack([head, tail]), group)
-    nothing = numbers[:, :, :0]
-    before, after = [nothing], [nothing]
-    for other, length in enumerate(lengths):
-        if other < rank:
-            before.append(edges[other][1][:, :, reach - min(length, reach) :])
-        elif other > rank:
-            after.append(edges[other][0][:, :, : min(length, reach)])
-    left = torch.cat(before, dim=2)[:, :, -reach:]
-    right = torch.cat(after, dim=2)[:, :, :reach]
-    wide = F.pad(
-        torch.cat([left, numbers, right], dim=2),
-        (reach - left.shape[2], reach - right.shape[2]),
-        value=-torch.inf,
-    )
-    return F.max_pool1d(wide, pool_kernel, stride=1) if own > 0 else nothing
+    """Log-sum-exp of the rows over all processes' keys and their own: float32 [B, Hq, L]."""
+    rows = query.shape[2]
+    hidden = torch.ones(rows, rows, dtype=torch.bool, device=query.device).triu(1)
+    own = logits_of(query, own_key, scale).masked_fill(hidden, -torch.inf).logsumexp(dim=-1)
+    parts = _all(unmasked_lse(query, key, scale), group)
+    return torch.stack([*parts, own.view_as(parts[0])]).logsumexp(dim=0)
 
 
-def _best(
-    pooled: Tensor,  # [B, Hkv, n]
-    budget: int,
-    lengths: Sequence[int],
-    rank: int,
-    group: dist.ProcessGroup | None,
-) -> Tensor:
-    """Positions of the best of all ranks: int32 [B, Hkv, min(budget, N)], ascending.
+def _pooled(scores: Tensor, run: Run, half: int, group: dist.ProcessGroup | None) -> Tensor:
+    """Centred max-pool of ``2 * half + 1`` over the whole prompt: this run's part, [B, Hkv, n]."""
+    # NaN ranks below every number and wins no window, here as in select.
+    scores = scores.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    if half == 0:
+        return scores
+    # A run may be shorter than half a window, whose neighbour then reaches over it.
+    edges = scores.new_empty(2, *scores.shape[:2], half)
+    reach = min(half, run.size)
+    edges[0, :, :, :reach] = scores[:, :, :reach]
+    edges[1, :, :, :reach] = scores[:, :, run.size - reach :]
+    around = [
+        part[:, :, :, : min(half, size)]
+        for part, size in zip(_all(edges, group), run.sizes, strict=True)
+    ]
+    empty = scores[:, :, :0]
+    before = torch.cat([empty, *(part[1] for part in around[: run.rank])], dim=2)[:, :, -half:]
+    after = torch.cat([empty, *(part[0] for part in around[run.rank + 1 :])], dim=2)[:, :, :half]
+    if run.size == 0:
+        return scores
+    wide = torch.cat([before, scores, after], dim=2)
+    pooled = F.max_pool1d(wide, 2 * half + 1, stride=1, padding=half)
+    return pooled[:, :, before.shape[2] : before.shape[2] + run.size]
 
-    Each rank's best ``budget`` hold all of its that are among the best ``budget`` of all. They are
-    joined in the order of ranks, so that among equals the earlier position comes first again.
+
+def _best(pooled: Tensor, run: Run, budget: int, group: dist.ProcessGroup | None) -> Tensor:
+    """Positions of the best of all processes' scores: int32 [B, Hkv, K], ascending.
+
+    A process's own best ``budget`` hold all of its entries that can be among the best of all.
+    Candidates stand in the order of positions, so ties fall to the smaller one here too.
     """
-    slots = min(budget, max(lengths))
-    local = select(pooled, budget, pool_kernel=1)
-    values = pooled.gather(2, local.long())
-    missing = slots - local.shape[2]
-    # NaN ranks below every number: an empty slot is never taken.
-    values = F.pad(values, (0, missing), value=torch.nan)
-    places = F.pad(local + sum(lengths[:rank]), (0, missing), value=-1)
-    candidates = torch.cat(_gathered(values, group), dim=2)
-    where = torch.cat(_gathered(places, group), dim=2)
-    best = select(candidates, min(budget, sum(lengths)), pool_kernel=1)
-    return where.gather(2, best.long())
+    counts = [min(budget, size) for size in run.sizes]
+    own = select(pooled, budget, pool_kernel=1)
+    candidates = pooled.new_zeros(2, *pooled.shape[:2], max(counts))
+    filled = candidates[:, :, :, : counts[run.rank]]
+    filled[0] = pooled.gather(2, own.long())
+    # Positions travel as the bits of floats, beside the scores.
+    filled[1] = (own + run.start).view(torch.float32)
+    parts = zip(_all(candidates, group), counts, strict=True)
+    scores, positions = torch.cat([part[..., :count] for part, count in parts], dim=3)
+    chosen = select(scores, budget, pool_kernel=1)
+    best: Tensor = positions.view(torch.int32).gather(2, chosen.long())
+    return best
 
 
-def _own(positions: Tensor, lengths: Sequence[int], rank: int) -> Tensor:
-    """Those of the positions that lie on this rank, in its shard, -1 behind them."""
-    start = sum(lengths[:rank])
-    inside = (positions >= start) & (positions < start + lengths[rank])
-    local = torch.where(inside, positions - start, -1)
-    order = (~inside).to(torch.int8).argsort(dim=2, stable=True)
-    return local.gather(2, order)
+def _from_all(part: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Entries [B, Hkv, K, D] of which each process has some and zeros else.
+
+    Added up as integers: every bit stays, and 16-bit floats need no support by the backend.
+    """
+    bits = part.contiguous().view(torch.int32)
+    dist.all_reduce(bits, group=group)
+    return bits.view(part.dtype)

@@ -35,5 +35,6 @@ def compact_kv_cache(
                 kept = indices[layer, r, h % index_heads, :count]
                 kept = kept[kept >= 0]
                 to = kept.new_tensor(range(start, start + len(kept)))
-                source = slots(src_block_table[r], page_size, kept)
-                cache[(*slots(dst_block_table[r], page_size, to), h)] = before[(*source, h)]
+                from_block, from_slot = slots(src_block_table[r], page_size, kept)
+                to_block, to_slot = slots(dst_block_table[r], page_size, to)
+                cache[to_block, to_slot, h] = before[from_block, from_slot, h]

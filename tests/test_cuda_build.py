@@ -50,13 +50,20 @@ def test_every_kernel_for_every_chip(kernels: list[Kernel]) -> None:
     assert names["sm_80"] == names["sm_90"]
     for dtype in ("bf16", "fp16"):
         for dim in (64, 96, 128, 256):
-            assert f"column_scores_mma_kernel<{dtype}, {dim}>" in names["sm_80"]
-            for with_value in (0, 1):
-                name = f"attention_mma_kernel<{dtype}, {dim}, {with_value}>"
-                assert name in names["sm_80"]
+            for keys in ("tensor", "pages"):
+                assert f"column_scores_mma_kernel<{dtype}, {dim}, {keys}>" in names["sm_80"]
+            for what in ("0, tensor", "1, tensor", "0, pages"):
+                assert f"attention_mma_kernel<{dtype}, {dim}, {what}>" in names["sm_80"]
         for name in ("key_gradient_kernel", "sum_splits_kernel", "combine_kernel"):
             assert f"{name}<{dtype}>" in names["sm_80"]
-    others = {"select_row_kernel<3>", "compact_kernel", "column_scores_fma_kernel"}
+    others = {
+        "select_row_kernel<3>",
+        "compact_kernel",
+        "select_gather_kernel<16 bits, 3>",
+        "column_scores_fma_kernel<tensor>",
+        "column_scores_fma_kernel<pages>",
+        "compact_kv_cache_kernel",
+    }
     assert others <= names["sm_80"]
 
 
@@ -76,9 +83,12 @@ def test_instructions(kernels: list[Kernel], counts: dict[tuple[str, str], dict[
             assert seen["matrix"] > 0, kernel
             assert seen["matrix loads"] > 0, kernel
             assert seen["asynchronous copies"] > 0, kernel
-        if kernel.name.startswith("gather_kernel"):
+        if kernel.name.startswith(("gather_kernel", "select_gather_kernel")):
             assert seen["16-byte loads"] >= 2, kernel  # K and V
             assert seen["16-byte stores"] >= 2, kernel
+        if kernel.name == "compact_kv_cache_kernel":
+            assert seen["16-byte loads"] >= 4, kernel  # under way at once
+            assert seen["16-byte stores"] >= 4, kernel
         if re.match(r"(row|key)_gradient_kernel<(bf16|fp16)", kernel.name):
             assert seen["16-byte loads"] > 0, kernel
 

@@ -15,7 +15,7 @@ import pytest
 from build_tools import ROOT, checked, cmake_build
 
 # Parts of about the same length, side by side.
-PARTS = (("select",), ("emulation", "splits", "prefill", "shapes"))
+PARTS = (("select",), ("emulation", "splits", "evict", "paged", "prefill", "shapes"))
 
 
 @pytest.mark.slow

@@ -19,8 +19,8 @@ from lookaheadkv_kernels.evaluation.measures import (
     response_nll,
 )
 from lookaheadkv_kernels.integrations.transformers import Eviction
+from lookaheadkv_kernels.integrations.transformers.greedy import greedy_answer
 from lookaheadkv_kernels.policies import AdaKV, FullCache, Oracle, RandomPolicy, SnapKV
-from lookaheadkv_kernels.training.step import greedy_response
 
 PROMPT = list(range(6, 86))
 
@@ -70,7 +70,7 @@ def measured(policy: object, budget: float) -> dict[str, float]:
     truth = GroundTruth(model, PROMPT, 12)
     cache = eviction.prefill(torch.tensor([PROMPT]), budget=budget)
     assert cache.logits is not None
-    answer = greedy_response(model, cache, cache.logits[0], 12)
+    answer = greedy_answer(model, cache, cache.logits[0], 12)
     return truth.measure(cache, answer)
 
 

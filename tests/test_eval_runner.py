@@ -23,6 +23,7 @@ from tiny_model import random_modules, save_tiny_model, tiny_llama
 
 from lookaheadkv_kernels import cli
 from lookaheadkv_kernels.commands import evaluate
+from lookaheadkv_kernels.commands.building import device_of
 from lookaheadkv_kernels.evaluation.records import (
     Key,
     Shard,
@@ -204,7 +205,7 @@ def test_shards_are_told_or_found(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("LOCAL_RANK", "1"), ("RANK", "5"), ("WORLD_SIZE", "8")):
         monkeypatch.setenv(name, value)  # as torchrun does
     assert found(None) == Shard(5, 8) and found("1/3") == Shard(1, 3)
-    assert evaluate._device("cuda") == "cuda:1" and evaluate._device("cpu") == "cpu"
+    assert device_of("cuda") == "cuda:1" and device_of("cpu") == "cpu"
 
 
 def test_a_line_that_is_no_prediction_is_named(tmp_path: Path) -> None:
@@ -222,6 +223,31 @@ def test_two_processes_cannot_write_one_file(tmp_path: Path) -> None:
     Writer(tmp_path, Shard()).close()
     with locked(tmp_path):
         pass
+
+
+def test_a_sample_that_was_cut_short_is_made_anew(tmp_path: Path) -> None:
+    def of(sample: int) -> list[dict[str, Any]]:
+        return [record("vt", sample, "snapkv", budget, 1.0)[1] for budget in (64, 128, 256)]
+
+    writer = Writer(tmp_path, Shard())
+    writer.append(of(0))
+    writer.append(of(1))
+    writer.close()
+    path = tmp_path / "predictions.jsonl"
+    first, second = path.read_bytes().splitlines(keepends=True)[2:4]
+    whole = path.read_bytes()
+    for cut in (9, len(second), len(second) + 9):  # within a line, behind it, within the next
+        path.write_bytes(whole[: whole.index(first) + len(first) + cut])
+        assert [key.sample for key in read_predictions(tmp_path)] == [0, 0, 0]
+        writer = Writer(tmp_path, Shard())
+        writer.append(of(1))
+        writer.close()
+        assert path.read_bytes() == whole
+    # Another number of processes leaves the file alone, and does not count what was cut short.
+    path.rename(tmp_path / "predictions-1-of-2.jsonl")
+    with (tmp_path / "predictions-1-of-2.jsonl").open("r+b") as file:
+        file.truncate(len(whole) - 1)
+    assert {key.sample for key in read_predictions(tmp_path)} == {0}
 
 
 def record(task: str, sample: int, policy: str, budget: int | None, score: float) -> Any:

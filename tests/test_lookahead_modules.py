@@ -121,6 +121,21 @@ def test_lora_is_a_scaled_product() -> None:
     assert lora(x.bfloat16()).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lora_adds_in_place(dtype: torch.dtype) -> None:
+    lora = LoRA(5, 3, 2, 32.0)
+    nn.init.normal_(lora.lora_B.weight)
+    x, output = torch.randn(3, 9, 5, dtype=dtype), torch.randn(3, 9, 3, dtype=dtype)
+    expected = output[:, -4:] + lora(x[:, -4:])
+    before = output[:, :5].clone()
+    with torch.no_grad():
+        lora.add_to(output[:, -4:], x[:, -4:])
+    # forward rounds three times where this rounds once.
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
+    torch.testing.assert_close(output[:, -4:], expected, rtol=tolerance, atol=tolerance)
+    assert output[:, :5].equal(before)
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
 def test_only_the_last_rows_get_lora_and_no_earlier_row_changes(kind: str) -> None:
     model = tiny(kind)

@@ -168,9 +168,15 @@ def test_jsonl_and_texts_survive_a_file(tmp_path, made, corpora):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"split": "test"}, {"kinds": {"poetry": 1.0}}, {"min_tokens": 8}, {"max_tokens": 100}],
+    [
+        {"split": "test"},
+        {"kinds": {"poetry": 1.0}},
+        {"min_tokens": 8},
+        {"max_tokens": 100},
+        {"skew": 0},
+    ],
     ids=str,
 )
 def test_wrong_arguments_are_refused(corpora, wrong):
-    with pytest.raises(ValueError, match=r"split|kinds|tokens"):
+    with pytest.raises(ValueError, match=r"split|kinds|tokens|skew"):
         recipe.Recipe(None, seed=0, corpora=corpora, **wrong)

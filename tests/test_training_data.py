@@ -14,7 +14,7 @@ pytest.importorskip("transformers")
 from tiny_model import random_modules, save_tiny_model, tiny_llama
 
 from lookaheadkv_kernels.cli import main
-from lookaheadkv_kernels.lookahead import load_modules, save_modules
+from lookaheadkv_kernels.lookahead import load_modules, save_modules, training_record
 from lookaheadkv_kernels.training.data import JsonlSamples, TextSamples, WithoutResponses
 
 
@@ -156,13 +156,14 @@ def test_training_goes_on_from_other_modules(tmp_path: Path, folder: Path) -> No
     data = write_records(tmp_path / "data.jsonl", [{"prompt": words(3, 30), "response": "w1 w2"}])
     model = tiny_llama()
     start = random_modules(model, num_lookahead=3, lora_rank=2)
-    save_modules(start, tmp_path / "start")
+    save_modules(start, tmp_path / "start", training={"seed": 2, "earlier": [{"seed": 1}]})
     command = ["train", "--model", str(folder), "--dtype", "float32", "--data", str(data)]
     command += ["--init", str(tmp_path / "start"), "--output", str(tmp_path / "run")]
     command += ["--steps", "1", "--batch-size", "1", "--learning-rate", "1e-6"]
     assert main(command) == 0
     trained = load_modules(tmp_path / "run")
     assert trained.config == start.config
+    assert training_record(tmp_path / "run")["earlier"] == [{"seed": 1}, {"seed": 2}]
     for ours, theirs in zip(trained.parameters(), start.parameters(), strict=True):
         # Adam's first step is at most the rate.
         assert 0 < (ours - theirs).abs().max() <= 1.1e-6 + 1e-7

@@ -97,6 +97,31 @@ def test_kernels_without_products():
             assert used.spills == 0
 
 
+@pytest.mark.parametrize(
+    "target, cache",
+    [
+        ("sm_90", torch.bfloat16),
+        ("sm_80", torch.float8_e4m3fn),
+        ("sm_100", torch.int8),
+        ("gfx942", torch.float8_e5m2),
+    ],
+    ids=str,
+)
+def test_paged(target, cache):
+    """The kernels on paged caches for every chip, also those that know no float8 type."""
+    names = {"paged_lse_kernel", "paged_column_scores_kernel", "compact_kv_cache_kernel"}
+    for launch in table.record_paged(target, cache):
+        if launch.kernel.__name__ not in names:
+            continue
+        used = resources(launch, table.TARGETS[target])
+        names.remove(used.kernel)
+        assert used.shared_memory <= table.TARGETS[target].shared_memory
+        assert used.spills == 0
+        if used.kernel != "compact_kv_cache_kernel":
+            assert used.matrix_instruction in INSTRUCTIONS[target]
+    assert not names
+
+
 def test_table_is_complete():
     """A row for every case, all within their chip's limits; 16-bit types do not spill on Hopper."""
     rows = [line.split(" | ") for line in recorded() if line.startswith("| ")][2:]

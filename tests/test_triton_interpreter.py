@@ -16,6 +16,7 @@ INTERPRETER = {"TRITON_INTERPRET": "1", "LOOKAHEADKV_BACKEND": "triton"}
 RUNS = {
     "errors": ("tests/test_bad_input.py",),
     "gather": ("tests/test_gather.py", "--cases-per-test=12"),
+    "paged": ("tests/test_triton_paged.py",),
     "kernels": (
         "tests/test_triton_kernels.py",
         "tests/test_ops.py",

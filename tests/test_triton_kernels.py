@@ -42,7 +42,7 @@ def test_backend_can_be_switched_off_and_on(device):
     torch.testing.assert_close(compiled, scores, rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("name", triton.OPS)
+@pytest.mark.parametrize("name", [*triton.OPS, *triton.PAGED_OPS])
 def test_every_op_is_served(name):
     """No op of the schema is forgotten."""
     key = triton.served_device().upper()

@@ -6,6 +6,7 @@
 // straight to the kernel of the scores, which weighs them itself.
 #include "cuda/attention_fma.cuh"
 #include "cuda/attention_mma.cuh"
+#include "cuda/device_pages.h"
 #include "cuda/device_problem.h"
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
@@ -71,11 +72,11 @@ struct Plan {
   int resident;  // blocks a multiprocessor holds, about
 };
 
-template <bool kWithValue>
+template <bool kWithValue, class Source>
 Plan plan_of(DType dtype, int64_t head_dim) {
   if (dtype == DType::kFloat32) {
     const int tiles = kWithValue ? 3 : 2;
-    return {attention_fma_kernel<kWithValue>,
+    return {attention_fma_kernel<kWithValue, Source>,
             kFmaThreads,
             tiles * fma_tile_floats(static_cast<int>(head_dim)) * 4,
             kFmaRows,
@@ -85,7 +86,7 @@ Plan plan_of(DType dtype, int64_t head_dim) {
   Plan plan = {};
   with_matrix_type(dtype, head_dim, [&](auto type, auto dim) {
     using Tile = AttentionTile<dim(), kWithValue>;
-    plan = {attention_mma_kernel<decltype(type), dim(), kWithValue>,
+    plan = {attention_mma_kernel<decltype(type), dim(), kWithValue, Source>,
             Tile::kThreads,
             Tile::kSharedBytes,
             Tile::kRows,
@@ -102,8 +103,8 @@ int multiprocessors_of_current_device() { return multiprocessors(); }
 RowLse attention(const Problem& problem, const TensorView& query, const TensorView& key,
                  const TensorView& value, void* out, float* lse, Workspace& workspace,
                  const Device& device) {
-  const Plan plan = out != nullptr ? plan_of<true>(query.dtype, problem.head_dim)
-                                   : plan_of<false>(query.dtype, problem.head_dim);
+  const Plan plan = out != nullptr ? plan_of<true, InTensor>(query.dtype, problem.head_dim)
+                                   : plan_of<false, InTensor>(query.dtype, problem.head_dim);
   AttentionParams params = {};
   params.problem = device_problem(problem, query, key, value);
   const int64_t units = problem.batch * problem.num_kv_heads;
@@ -143,6 +144,25 @@ RowLse prefill_attention(const Problem& problem, const TensorView& query, const 
   all.num_prompt = 0;
   attention(all, query, key, value, out, lse, workspace, device);
   return {lse + problem.num_prompt, all.num_rows, nullptr, 0};
+}
+
+RowLse paged_attention(const PagedCall& call, Workspace& workspace, const Device& device) {
+  const DeviceProblem problem = device_problem(call);
+  const Plan plan = plan_of<false, InPages>(call.query.dtype, problem.head_dim);
+  AttentionParams params = {};
+  params.problem = problem;
+  params.pages = device_pages(call);
+  params.row_tiles = static_cast<int32_t>(ceil_div(problem.folded, plan.rows));
+  // As many splits as if every request were as long as there is room for; each cuts its own keys.
+  const Splits splits =
+      split_keys(call.units() * params.row_tiles, ceil_div(call.batch.max_seq_len, plan.keys),
+                 int64_t{plan.resident} * device.num_sms, kMinTiles);
+  params.num_splits = splits.count;
+  params.lse_parts = workspace.take<float>(call.units() * splits.count * problem.folded);
+  if (workspace.counting()) return {};
+  launch(plan.kernel, call.units() * splits.count * params.row_tiles, plan.threads, plan.shared,
+         static_cast<Stream>(device.stream), true, params);
+  return {nullptr, 0, params.lse_parts, splits.count};
 }
 
 }  // namespace lookaheadkv::cuda

@@ -6,12 +6,15 @@
 
 namespace lookaheadkv::cuda {
 
-template <bool kWithValue>
+template <bool kWithValue, class Source>
 __global__ void __launch_bounds__(kFmaThreads) attention_fma_kernel(const AttentionParams params) {
   start_kernel();
-  const DeviceProblem& p = params.problem;
-  const AttentionBlock block(params, kFmaRows, kFmaRows);
+  typename Source::Problem p = Source::template problem<float>(params.problem, params.pages,
+                                                               AttentionBlock::unit_of(params));
+  const AttentionBlock block(params, p, kFmaRows, kFmaRows);
+  if (Source::kPaged && block.row_begin >= p.folded) return;
   const Head head(p, block.unit);
+  const auto key_rows = Source::template keys<float>(head, params.pages);
   const TileList tiles(head, kFmaRows, block.tile_begin, block.tile_end, block.last_key);
   const int lane = thread_index() % 32;
   const int warp_row = block.row_begin + thread_index() / 32 * kFmaWarpRows;
@@ -34,17 +37,14 @@ __global__ void __launch_bounds__(kFmaThreads) attention_fma_kernel(const Attent
 
   for (int i = 0; i < tiles.count; ++i) {
     const int start = tiles.tile(i) * kFmaRows;
-    const auto rows_of = [&](const DeviceTensor& tensor) {
-      return [&head, &tensor, start](int r) {
-        return head.exists(start + r) ? head.of<float>(tensor) + (start + r) * tensor.stride_s
-                                      : nullptr;
-      };
+    const auto load = [&](float* tile, const auto& rows) {
+      fill_fma_tile(tile, p.head_dim, [&](float (&eight)[8], int r, int d) {
+        if (head.exists(start + r)) rows.load(eight, start + r, d);
+      });
     };
     sync_threads();  // nobody reads the tile before any more
-    load_fma_tile<float>(keys, p.head_dim, p.key.vector, rows_of(p.key));
-    if constexpr (kWithValue) {
-      load_fma_tile<float>(values, p.head_dim, p.value.vector, rows_of(p.value));
-    }
+    load(keys, key_rows);
+    if constexpr (kWithValue) load(values, TensorRows<float>(head, p.value));
     sync_threads();
     float logits[kFmaWarpRows];
     multiply_rows(logits, queries, keys, p.head_dim);

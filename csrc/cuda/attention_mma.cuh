@@ -68,16 +68,19 @@ class QueryFragments<T, D, true> {
   Bytes16* mine_;
 };
 
-template <class T, int D, bool kWithValue>
+template <class T, int D, bool kWithValue, class Source>
 __global__ void __launch_bounds__(AttentionTile<D, kWithValue>::kThreads,
                                   AttentionTile<D, kWithValue>::kResident)
     attention_mma_kernel(const AttentionParams params) {
   start_kernel();
   using Tile = AttentionTile<D, kWithValue>;
   constexpr int kKeys = Tile::kKeys, kStages = Tile::kStages, kThreads = Tile::kThreads;
-  const DeviceProblem& p = params.problem;
-  const AttentionBlock block(params, Tile::kRows, kKeys);
+  typename Source::Problem p =
+      Source::template problem<T>(params.problem, params.pages, AttentionBlock::unit_of(params));
+  const AttentionBlock block(params, p, Tile::kRows, kKeys);
+  if (Source::kPaged && block.row_begin >= p.folded) return;
   const Head head(p, block.unit);
+  const auto key_rows = Source::template keys<T>(head, params.pages);
   const TileList tiles(head, kKeys, block.tile_begin, block.tile_end, block.last_key);
   char* const shared = shared_memory();
   const int lane = thread_index() % 32, warp = thread_index() / 32;
@@ -89,9 +92,10 @@ __global__ void __launch_bounds__(AttentionTile<D, kWithValue>::kThreads,
     if (i < tiles.count) {
       char* const stage = shared + i % kStages * Tile::kStageBytes;
       const int start = tiles.tile(i) * kKeys;
-      load_tile<T, D, kKeys, kThreads>(stage, head, p.key, start);
+      load_tile<D, kKeys, kThreads>(stage, head, key_rows, start);
       if constexpr (kWithValue) {
-        load_tile<T, D, kKeys, kThreads>(stage + Tile::kTileBytes, head, p.value, start);
+        load_tile<D, kKeys, kThreads>(stage + Tile::kTileBytes, head, TensorRows<T>(head, p.value),
+                                      start);
       }
     }
     commit_copies();

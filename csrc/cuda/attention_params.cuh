@@ -1,12 +1,13 @@
 // What the attention kernels of every dtype share: their arguments and which part a block does.
 #pragma once
 
-#include "cuda/problem.cuh"
+#include "cuda/keys.cuh"
 
 namespace lookaheadkv::cuda {
 
 struct AttentionParams {
   DeviceProblem problem;
+  DevicePages pages;  // where the keys are paged
   int32_t row_tiles;
   int32_t num_splits, tiles_per_split;
   void* out;         // [B, Hq, L, D], written where there is one split
@@ -17,6 +18,7 @@ struct AttentionParams {
 
 struct AttentionBlock {
   const AttentionParams& params;
+  const DeviceProblem& p;  // of the unit
   int64_t unit;
   int split;
   int row_begin;
@@ -25,9 +27,9 @@ struct AttentionBlock {
 
   // Row tiles that read the same keys are neighbours. The last rows of a long causal sequence come
   // first, because theirs is the longest work.
-  __device__ __forceinline__ AttentionBlock(const AttentionParams& all, int rows, int keys)
-      : params(all) {
-    const DeviceProblem& p = all.problem;
+  __device__ __forceinline__ AttentionBlock(const AttentionParams& all, const DeviceProblem& own,
+                                            int rows, int keys)
+      : params(all), p(own) {
     int64_t at = block_index();
     const int row_tile = all.row_tiles - 1 - static_cast<int>(at % all.row_tiles);
     at /= all.row_tiles;
@@ -39,14 +41,22 @@ struct AttentionBlock {
     first_limit = p.num_prompt + (one_head ? row_begin % p.num_rows : 0);
     last_key = p.num_prompt + (one_head ? row_last % p.num_rows : p.num_rows - 1);
     const int tiles = last_key / keys + 1;
-    tile_begin = split * all.tiles_per_split;
-    tile_end = tiles - tile_begin < all.tiles_per_split ? tiles : tile_begin + all.tiles_per_split;
+    // Of a request, which may have fewer keys than there is room for, the splits share what it has.
+    const int own_tiles = (p.num_prompt + p.num_rows - 1) / keys + 1;
+    const int most = all.tiles_per_split;
+    const int per_split = most > 0 ? most : (own_tiles - 1) / all.num_splits + 1;
+    tile_begin = split * per_split;
+    tile_end = tiles - tile_begin < per_split ? tiles : tile_begin + per_split;
+  }
+
+  __device__ __forceinline__ static int64_t unit_of(const AttentionParams& all) {
+    return block_index() / all.row_tiles / all.num_splits;
   }
 
   // Whether every row of the block sees all keys begin .. end - 1.
   __device__ __forceinline__ bool all_see(const Head& head, int begin, int end) const {
     return (begin >= head.first && end <= head.last) ||
-           (begin >= params.problem.num_prompt && end <= first_limit + 1);
+           (begin >= p.num_prompt && end <= first_limit + 1);
   }
 
   __device__ __forceinline__ int64_t part_row(int row) const {

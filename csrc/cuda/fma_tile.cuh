@@ -4,7 +4,7 @@
 // A block of four warps has 32 rows "on the left", eight a warp, and 32 "on the right", one a lane.
 #pragma once
 
-#include "cuda/problem.cuh"
+#include "cuda/keys.cuh"
 
 namespace lookaheadkv::cuda {
 
@@ -19,47 +19,29 @@ static_assert(kFmaWarps * kFmaWarpRows == kFmaRows, "every row on the left has a
 __host__ __device__ constexpr int fma_pitch(int head_dim) { return head_dim + 4; }
 constexpr int fma_tile_floats(int head_dim) { return kFmaRows * fma_pitch(head_dim); }
 
-__device__ __forceinline__ void load_eight(float (&to)[8], const float* from, bool vector) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    if (vector) {
-      const Float4 four = *reinterpret_cast<const Float4*>(from + 4 * half);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) to[4 * half + i] = four.v[i];
-    } else {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) to[4 * half + i] = from[4 * half + i];
-    }
-  }
-}
-template <class T>
-__device__ __forceinline__ void load_eight(float (&to)[8], const T* from, bool vector) {
-  if (vector) {
-    const Bytes16 bytes = load_bytes16(from);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      to[i] = to_float(T{static_cast<uint16_t>(bytes.words[i / 2] >> (16 * (i % 2)))});
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) to[i] = to_float(from[i]);
-  }
-}
-
-// Fills a tile with 32 rows. `row(r)` is the address of row r, or null: zeros.
-template <class T, class Row>
-__device__ __forceinline__ void load_fma_tile(float* tile, int head_dim, bool vector,
-                                              const Row& row) {
+// Fills a tile with 32 rows. `load(eight, r, d)` gives elements d .. d + 7 of row r, if there is
+// such a row; otherwise they stay zero.
+template <class Load>
+__device__ __forceinline__ void fill_fma_tile(float* tile, int head_dim, const Load& load) {
   const int chunks = head_dim / 8;
   for (int at = thread_index(); at < kFmaRows * chunks; at += kFmaThreads) {
     const int r = at / chunks, d = at % chunks * 8;
     float eight[8] = {};
-    const T* const from = row(r);
-    if (from != nullptr) load_eight(eight, from + d, vector);
+    load(eight, r, d);
     Float4* const to = reinterpret_cast<Float4*>(tile + r * fma_pitch(head_dim) + d);
     to[0] = {{eight[0], eight[1], eight[2], eight[3]}};
     to[1] = {{eight[4], eight[5], eight[6], eight[7]}};
   }
+}
+
+// The same where `row(r)` is the address of row r, or null.
+template <class T, class Row>
+__device__ __forceinline__ void load_fma_tile(float* tile, int head_dim, bool vector,
+                                              const Row& row) {
+  fill_fma_tile(tile, head_dim, [&](float (&eight)[8], int r, int d) {
+    const T* const from = row(r);
+    if (from != nullptr) load_eight(eight, from + d, vector);
+  });
 }
 
 // dots[i] = <left row 8 * warp + i, right row `lane`>.

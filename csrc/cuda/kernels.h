@@ -66,10 +66,17 @@ RowLse prefill_attention(const Problem& problem, const TensorView& query, const 
 
 // --- scores (scores.cu)
 
+// Words that a kernel sets to zero for the one behind it.
+struct Cleared {
+  int32_t* words = nullptr;
+  int64_t count = 0;
+};
+
 // scores [B, Hkv, N]: mean over the G * L rows of exp(scale * q k^T - lse); 0 on padding.
-// `follows`: see launch.cuh.
+// `follows`: see launch.cuh. With N = 0 nothing is launched, nothing cleared.
 void column_scores(const Problem& problem, const TensorView& query, const TensorView& key,
-                   const RowLse& lse, float* scores, bool follows, const Device& device);
+                   const RowLse& lse, float* scores, bool follows, const Device& device,
+                   const Cleared& cleared = {});
 
 // --- backward (scores_backward.cu)
 
@@ -100,5 +107,20 @@ void gather_kv(int64_t batch, int64_t num_kv_heads, int64_t num_keys, int64_t he
                const TensorView& key, const TensorView& value, const int32_t* indices,
                int64_t num_kept, void* out_key, void* out_value, bool follows,
                const Device& device);
+
+// --- all of them (evict.cu)
+
+// What score_and_evict writes, all contiguous; K = min(budget, N) + append_rows.
+struct Eviction {
+  void* key;         // [B, Hkv, K, D]
+  void* value;       // [B, Hkv, K, D]
+  int32_t* indices;  // [B, Hkv, K]
+  float* scores;     // [B, Hkv, N]
+};
+
+// `lse` [B, Hq, L] natural log, or null: it is computed.
+void score_and_evict(const Problem& problem, const TensorView& query, const TensorView& key,
+                     const TensorView& value, const float* lse, const SelectOptions& options,
+                     const Eviction& out, Workspace& workspace, const Device& device);
 
 }  // namespace lookaheadkv::cuda

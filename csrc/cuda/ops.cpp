@@ -3,14 +3,13 @@
 //
 // Everything runs on the current stream of the tensors' device, takes its memory from torch's
 // caching allocator, and waits for nothing: no op can report a value that only the device knows.
-#include <torch/csrc/stable/accelerator.h>
-
 #include <algorithm>
 #include <limits>
 #include <string>
 #include <tuple>
 
 #include "cuda/kernels.h"
+#include "cuda/on_device.h"
 #include "torch/boxed.h"
 #include "torch/op_library.h"
 #include "torch/tensors.h"
@@ -18,31 +17,6 @@
 namespace lookaheadkv::cuda {
 
 namespace {
-
-// Makes a tensor's device the current one, and says where to launch.
-class OnDevice {
- public:
-  explicit OnDevice(const Tensor& tensor) : guard_(tensor.get_device_index()) {
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &device_.stream));
-    device_.num_sms = multiprocessors_of_current_device();
-  }
-  const Device& device() const { return device_; }
-
- private:
-  torch::stable::accelerator::DeviceGuard guard_;
-  Device device_ = {};
-};
-
-// Calls body(workspace) to learn how much memory it takes, and again with that memory.
-template <class Body>
-void with_workspace(const Tensor& like, const Body& body) {
-  Workspace counted;
-  body(counted);
-  Tensor memory = empty_like_device(like, {counted.size()}, ScalarType::Byte);
-  Workspace workspace(memory.mutable_data_ptr());
-  body(workspace);
-}
 
 // The validated arguments that the scoring ops share. Holds the contiguous copies it points into.
 struct Call {
@@ -259,14 +233,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> op_score_and_evict(
   Tensor indices = empty_indices(p, options, query);
   Tensor out_key = empty_like_device(key, {p.batch, p.num_kv_heads, slots, p.head_dim});
   Tensor out_value = empty_like_device(key, {p.batch, p.num_kv_heads, slots, p.head_dim});
+  const Eviction out = {out_key.mutable_data_ptr(), out_value.mutable_data_ptr(),
+                        indices.mutable_data_ptr<int32_t>(), scores.mutable_data_ptr<float>()};
   with_workspace(query, [&](Workspace& workspace) {
-    scores_of(call, query, key, scores, workspace, on.device());
-    select(p, scores.const_data_ptr<float>(), options, indices.mutable_data_ptr<int32_t>(),
-           workspace, true, on.device());
-    if (workspace.counting()) return;
-    gather_kv(p.batch, p.num_kv_heads, p.num_keys(), p.head_dim, view(key), view(value),
-              indices.const_data_ptr<int32_t>(), slots, out_key.mutable_data_ptr(),
-              out_value.mutable_data_ptr(), true, on.device());
+    score_and_evict(p, view(query), view(key), view(value),
+                    call.lse ? call.lse->const_data_ptr<float>() : nullptr, options, out, workspace,
+                    on.device());
   });
   return {out_key, out_value, indices, scores};
 }

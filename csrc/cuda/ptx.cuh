@@ -109,6 +109,29 @@ __device__ __forceinline__ int atomic_add_shared(int* address, int value) {
   return atomicAdd(address, value);
 }
 
+// --- between blocks, by words of device memory
+
+// The word's value before.
+__device__ __forceinline__ int atomic_add_device(int32_t* word, int value) {
+  return atomicAdd(word, value);
+}
+// Sets `word` to 1 after everything that the block's threads wrote before the barrier before this.
+__device__ __forceinline__ void publish(int32_t* word) {
+  __threadfence();
+  asm volatile("st.release.gpu.global.s32 [%0], 1;" ::"l"(__cvta_generic_to_global(word))
+               : "memory");
+}
+// Threads behind the next barrier see what was written before `word` was published.
+__device__ __forceinline__ void wait_until_published(const int32_t* word) {
+  int value;
+  do {
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];"
+                 : "=r"(value)
+                 : "l"(__cvta_generic_to_global(word))
+                 : "memory");
+  } while (value == 0);
+}
+
 // --- matrix instructions
 
 // d [16, 8] += a [16, 16] b [16, 8]. With group = lane / 4 and pair = 2 * (lane % 4), a lane holds

@@ -11,12 +11,18 @@ inline int column_scores_fma_shared(int64_t head_dim) {
 }
 
 // A lane has one key of the tile and adds up its warp's rows.
+template <class Source>
 __global__ void __launch_bounds__(kFmaThreads) column_scores_fma_kernel(const ScoresParams params) {
   start_kernel();
-  const DeviceProblem& p = params.problem;
-  ScoresBlock block(params, kFmaRows);
+  typename Source::Problem p =
+      Source::template problem<float>(params.problem, params.pages, ScoresBlock::unit_of(params));
+  ScoresBlock block(params, p, kFmaRows);
   const Head head(p, block.unit);
-  float* const out = params.out + block.unit * p.num_prompt;
+  const auto key_rows = Source::template keys<float>(head, params.pages);
+  float* const out = params.out + block.unit * params.problem.num_prompt;
+  const float weight = 1.0f / static_cast<float>(p.folded);
+  if (Source::kPaged) ScoresBlock::clear_behind(params, p.num_prompt, kFmaThreads, out);
+  block.clear(params, kFmaThreads);
   block.skip_padding(head, kFmaRows, kFmaThreads, out);
   const int lane = thread_index() % 32, warp = thread_index() / 32;
   const int tile_floats = kFmaRows * fma_pitch(p.head_dim);
@@ -27,9 +33,8 @@ __global__ void __launch_bounds__(kFmaThreads) column_scores_fma_kernel(const Sc
   for (int tile = block.tile_end - 1; tile >= block.tile_begin; --tile) {
     const int start = tile * kFmaRows;
     sync_threads();  // nobody reads the tile before any more
-    load_fma_tile<float>(keys, p.head_dim, p.key.vector, [&](int r) {
-      return head.exists(start + r) ? head.of<float>(p.key) + (start + r) * p.key.stride_s
-                                    : nullptr;
+    fill_fma_tile(keys, p.head_dim, [&](float (&eight)[8], int r, int d) {
+      if (head.exists(start + r)) key_rows.load(eight, start + r, d);
     });
     float sum = 0.0f;
     for (int row_begin = 0; row_begin < p.folded; row_begin += kFmaRows) {
@@ -42,7 +47,8 @@ __global__ void __launch_bounds__(kFmaThreads) column_scores_fma_kernel(const Sc
       multiply_rows(logits, queries, keys, p.head_dim);
 #pragma unroll
       for (int i = 0; i < kFmaWarpRows; ++i) {
-        const float lse2 = row_lse2(params, block.unit, row_begin + warp * kFmaWarpRows + i);
+        const int row = row_begin + warp * kFmaWarpRows + i;
+        const float lse2 = row_lse2<Source>(params, head, block.unit, row);
         sum += exp2_approx(logits[i] * p.scale_log2 - lse2);
       }
     }
@@ -53,7 +59,7 @@ __global__ void __launch_bounds__(kFmaThreads) column_scores_fma_kernel(const Sc
       float all = 0.0f;
 #pragma unroll
       for (int w = 0; w < kFmaWarps; ++w) all += sums[w * 32 + lane];
-      out[j] = all * params.weight;
+      out[j] = all * weight;
     }
   }
 }

@@ -47,16 +47,21 @@ __device__ __forceinline__ float scatter_sum(const float (&v)[8]) {
   return (low ? two[1] : two[0]) + shuffle_xor(low ? two[0] : two[1], 4);
 }
 
-template <class T, int D>
+template <class T, int D, class Source>
 __global__ void __launch_bounds__(ScoresTile<D>::kThreads, ScoresTile<D>::kResident)
     column_scores_mma_kernel(const ScoresParams params) {
   start_kernel();
   using Tile = ScoresTile<D>;
   constexpr int kKeys = Tile::kKeys, kThreads = Tile::kThreads;
-  const DeviceProblem& p = params.problem;
-  ScoresBlock block(params, kKeys);
+  typename Source::Problem p =
+      Source::template problem<T>(params.problem, params.pages, ScoresBlock::unit_of(params));
+  ScoresBlock block(params, p, kKeys);
   const Head head(p, block.unit);
-  float* const out = params.out + block.unit * p.num_prompt;
+  const auto key_rows = Source::template keys<T>(head, params.pages);
+  float* const out = params.out + block.unit * params.problem.num_prompt;
+  const float weight = 1.0f / static_cast<float>(p.folded);
+  if (Source::kPaged) ScoresBlock::clear_behind(params, p.num_prompt, kThreads, out);
+  block.clear(params, kThreads);
   block.skip_padding(head, kKeys, kThreads, out);
   const int count = block.tile_end - block.tile_begin;
   char* const shared = shared_memory();
@@ -73,8 +78,8 @@ __global__ void __launch_bounds__(ScoresTile<D>::kThreads, ScoresTile<D>::kResid
   // that the L2 cache still holds.
   const auto load = [&](int i) {
     if (i < count) {
-      load_tile<T, D, kKeys, kThreads>(shared + i % 2 * Tile::kStageBytes, head, p.key,
-                                       (block.tile_end - 1 - i) * kKeys);
+      load_tile<D, kKeys, kThreads>(shared + i % 2 * Tile::kStageBytes, head, key_rows,
+                                    (block.tile_end - 1 - i) * kKeys);
     }
     commit_copies();
   };
@@ -92,7 +97,8 @@ __global__ void __launch_bounds__(ScoresTile<D>::kThreads, ScoresTile<D>::kResid
       }
     }
     if (thread_index() < rows) {
-      lse2_of_rows[thread_index()] = row_lse2(params, block.unit, row_begin + thread_index());
+      lse2_of_rows[thread_index()] =
+          row_lse2<Source>(params, head, block.unit, row_begin + thread_index());
     }
     sync_threads();
     float lse2[4];  // of rows low, low + 8, low + 16, low + 24
@@ -108,7 +114,7 @@ __global__ void __launch_bounds__(ScoresTile<D>::kThreads, ScoresTile<D>::kResid
         }
         const int j = (block.tile_end - 1 - i) * kKeys + key;
         if (j >= head.first && j < head.last) {
-          out[j] = (row_begin == 0 ? 0.0f : out[j]) + sum * params.weight;
+          out[j] = (row_begin == 0 ? 0.0f : out[j]) + sum * weight;
         }
       }
     };

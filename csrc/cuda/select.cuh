@@ -17,6 +17,8 @@ struct SelectParams {
   int32_t* indices;      // [B, Hkv, slots]
   const int32_t* leftpad_k;
   const int32_t* seqused_k;
+  const int32_t* counts;    // [B], instead of budget, or null
+  const int32_t* appended;  // [B], instead of append_rows, behind a row's own last key; or null
   int32_t kv_heads, num_prompt;
   int32_t budget, num_sink, num_recent, append_rows, slots;
   int32_t half;         // of the pool's window
@@ -43,7 +45,8 @@ struct SelectRow {
         valid_prompt(all.leftpad_k, all.seqused_k, at / all.kv_heads, all.num_prompt);
     first = valid.first;
     length = valid.last - valid.first;
-    kept = length < all.budget ? length : all.budget;
+    const int budget = all.counts != nullptr ? all.counts[at / all.kv_heads] : all.budget;
+    kept = length < budget ? length : budget;
   }
 
   __device__ __forceinline__ const float* scores() const {
@@ -63,9 +66,12 @@ struct SelectRow {
   // Slots behind the kept ones: the observation rows' positions, then -1.
   __device__ __forceinline__ void fill_slots(int threads) const {
     int32_t* const out = params.indices + row * params.slots;
+    const bool own = params.appended != nullptr;
+    const int appended = own ? params.appended[row / params.kv_heads] : params.append_rows;
+    const int behind = own ? first + length : params.num_prompt;
     for (int slot = kept + thread_index(); slot < params.slots; slot += threads) {
       const int extra = slot - kept;
-      out[slot] = extra < params.append_rows ? params.num_prompt + extra : -1;
+      out[slot] = extra < appended ? behind + extra : -1;
     }
   }
 };

@@ -2,7 +2,7 @@
 // fragments of mma.m16n8k16.
 #pragma once
 
-#include "cuda/problem.cuh"
+#include "cuda/keys.cuh"
 
 namespace lookaheadkv::cuda {
 
@@ -23,25 +23,13 @@ struct TileShape {
   }
 };
 
-// Eight elements from an address that is aligned to one element only.
-template <class T>
-__device__ __forceinline__ Bytes16 load_elements(const T* from) {
-  Bytes16 bytes;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    bytes.words[i] = static_cast<uint32_t>(from[2 * i].bits) |
-                     (static_cast<uint32_t>(from[2 * i + 1].bits) << 16);
-  }
-  return bytes;
-}
-
-// Starts copying keys start .. start + kRows - 1 of one head into `tile`; whatever no row sees, and
-// the columns past the head dimension, become zeros, so that NaN in padding stays there.
-template <class T, int D, int kRows, int kThreads>
-__device__ __forceinline__ void load_tile(char* tile, const Head& head, const DeviceTensor& tensor,
+// Starts copying keys start .. start + kRows - 1 of one head, which `rows` knows to find, into
+// `tile`; whatever no row sees, and the columns past the head dimension, become zeros, so that NaN
+// in padding stays there.
+template <int D, int kRows, int kThreads, class Rows>
+__device__ __forceinline__ void load_tile(char* tile, const Head& head, const Rows& rows,
                                           int start) {
   using Shape = TileShape<D>;
-  const T* const rows = head.of<T>(tensor);
   static_assert(kRows * Shape::kChunks % kThreads == 0, "every thread copies as many chunks");
   // Unrolled, every copy has addresses of its own in registers, which are full where D is 256.
   constexpr int kUnroll = D > 128 ? 1 : 2;
@@ -50,13 +38,7 @@ __device__ __forceinline__ void load_tile(char* tile, const Head& head, const De
     const int at = i * kThreads + thread_index();
     const int row = at / Shape::kChunks, chunk = at % Shape::kChunks;
     const bool fetch = chunk * 8 < head.p.head_dim && head.exists(start + row);
-    char* const to = tile + Shape::offset(row, chunk);
-    const T* const from = fetch ? rows + (start + row) * tensor.stride_s + chunk * 8 : rows;
-    if (tensor.vector) {
-      copy_async(to, from, fetch);
-    } else {
-      *reinterpret_cast<Bytes16*>(to) = fetch ? load_elements(from) : Bytes16{};
-    }
+    rows.copy(tile + Shape::offset(row, chunk), start + row, chunk * 8, fetch);
   }
 }
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..policies import POLICY_NAMES
-from .options import add_model_options
+from .building import device_of, launched, policies_of, sources_of
+from .options import add_data_options, add_model_options, add_policy_options, budget
 
 DESCRIPTION = """\
 Evaluate eviction policies at budgets on tasks. An interrupted run goes on where it stood when it is
@@ -40,7 +41,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--budget",
         nargs="+",
-        type=_budget,
+        type=budget,
         default=[128],
         metavar="N",
         help="entries kept a KV head: counts, or ratios such as 0.1 (default: 128)",
@@ -62,41 +63,22 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="also what needs no labels: recall, attention mass, KL, perturbation, NLL, agreement",
     )
-    parser.add_argument(
-        "--weights",
-        help="lookahead modules: packaged name, folder, hub id (default: the model's name)",
-    )
-    parser.add_argument("--draft-model", help="that drafts for speckv")
+    add_policy_options(parser)
     parser.add_argument("--chunk", type=int, help="prefill in parts of so many tokens")
+    parser.add_argument(
+        "--together",
+        type=int,
+        default=32,
+        metavar="N",
+        help="answers of a sample that are decoded as one batch (default: %(default)s)",
+    )
     parser.add_argument("--shard", metavar="I/N", help="run share I of N (default: from torchrun)")
     parser.add_argument(
         "--merge", action="store_true", help="run nothing; merge and report what is there"
     )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's choice")
-    data = parser.add_argument_group("data")
-    data.add_argument("--haystack", type=Path, help="text for RULER's essays (default: installed)")
-    data.add_argument(
-        "--words",
-        choices=("builtin", "wonderwords"),
-        default="builtin",
-        help="whose words RULER's keys are (default: %(default)s)",
-    )
-    data.add_argument("--squad", type=Path, help="SQuAD v2 JSON, for qa_1")
-    data.add_argument("--hotpotqa", type=Path, help="HotpotQA JSON, for qa_2")
-    data.add_argument("--longbench", type=Path, help="folder of LongBench's JSONL files")
-    data.add_argument("--longproc", type=Path, help="LongProc's data folder")
-    data.add_argument("--mtbench", type=Path, help="folder of MT-Bench's question.jsonl")
-    data.add_argument(
-        "--judge-url", help="OpenAI-compatible endpoint of MT-Bench's judge, e.g. http://host/v1"
-    )
-    data.add_argument(
-        "--judge-model", help="the judge's name at --judge-url, or a model to load and judge with"
-    )
+    add_data_options(parser)
     parser.set_defaults(run=run)
-
-
-def _budget(text: str) -> int | float:
-    return int(text) if text.isdecimal() else float(text)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -119,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     def grid(tokenizer: Any) -> Grid:
         return Grid(
-            make_tasks(names, tokenizer, arguments.seed, _sources(arguments)),
+            make_tasks(names, tokenizer, arguments.seed, sources_of(arguments)),
             arguments.length,
             list(dict.fromkeys(arguments.policy)),
             list(dict.fromkeys(arguments.budget)),
@@ -130,9 +112,11 @@ def run(arguments: argparse.Namespace) -> int:
         metrics = finish(arguments.output, grid(None))  # counting samples takes no tokenizer
     else:
         model, tokenizer = load(
-            arguments.model, dtype=getattr(torch, arguments.dtype), device=_device(arguments.device)
+            arguments.model,
+            dtype=getattr(torch, arguments.dtype),
+            device=device_of(arguments.device),
         )
-        policies, of_policies = _policies(arguments, model)
+        policies, of_policies = policies_of(arguments, model)
         evaluation = Evaluation(
             arguments.output,
             model,
@@ -154,6 +138,7 @@ def run(arguments: argparse.Namespace) -> int:
             },
             shard=_shard(arguments),
             measures=arguments.measures,
+            together=arguments.together,
             chunk=arguments.chunk,
         )
         metrics = evaluation.run()
@@ -163,92 +148,11 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _sources(arguments: argparse.Namespace) -> Any:
-    from ..evaluation.catalog import Sources
-
-    names = ("haystack", "words", "squad", "hotpotqa", "longbench", "longproc", "mtbench")
-    return Sources(**{name: getattr(arguments, name) for name in names}, judge=_judge(arguments))
-
-
-def _judge(arguments: argparse.Namespace) -> Any:
-    """An endpoint, a loaded model, or None.
-
-    Raises:
-        ValueError: an endpoint without the name of a model.
-    """
-    import torch
-
-    from ..evaluation.judge import EndpointJudge, LocalJudge
-    from ..integrations.transformers.loading import load
-
-    if arguments.judge_url is not None:
-        if arguments.judge_model is None:
-            raise ValueError("--judge-url needs --judge-model")
-        return EndpointJudge(arguments.judge_url, arguments.judge_model)
-    if arguments.judge_model is None:
-        return None
-    dtype = getattr(torch, arguments.dtype)
-    judge, tokenizer = load(arguments.judge_model, dtype=dtype, device=_device(arguments.device))
-    return LocalJudge(judge, tokenizer, name=arguments.judge_model)
-
-
-def _device(device: str) -> str:
-    """Under torchrun every process takes a GPU of its own."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and _launched() else device
-
-
-def _launched() -> bool:
-    return "LOCAL_RANK" in os.environ
-
-
 def _shard(arguments: argparse.Namespace) -> Any:
     from ..evaluation.records import Shard
 
     if arguments.shard is not None:
         return Shard.parse(arguments.shard)
-    if _launched():
+    if launched():
         return Shard(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     return Shard()
-
-
-def _policies(arguments: argparse.Namespace, model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The policies, and which weights they use, for the record of the run.
-
-    Raises:
-        FileNotFoundError: the modules are not there.
-        ValueError: they are for another model, or a draft model is missing.
-    """
-    import hashlib
-
-    import torch
-
-    from ..integrations.transformers.loading import load
-    from ..integrations.transformers.weights import find_modules
-    from ..lookahead import ModelShape, load_modules
-    from ..lookahead.files import WEIGHTS_FILE
-    from ..policies import make_policy
-
-    policies: dict[str, Any] = {}
-    facts: dict[str, Any] = {}
-    for name in dict.fromkeys(arguments.policy):
-        options: dict[str, Any] = {}
-        if name == "lookahead":
-            folder = find_modules(arguments.weights or arguments.model)
-            modules = load_modules(folder)
-            shape = ModelShape.of(model.config)
-            if modules.config.model != shape:
-                raise ValueError(f"{folder} is for {modules.config.model}, the model is {shape}")
-            options["modules"] = modules.to(model.device, model.dtype)
-            digest = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
-            facts["weights_sha256"] = digest
-        if name == "speckv":
-            if arguments.draft_model is None:
-                raise ValueError("policy speckv needs --draft-model")
-            facts["draft_model"] = arguments.draft_model
-            options["draft_model"], _ = load(
-                arguments.draft_model,
-                dtype=getattr(torch, arguments.dtype),
-                device=str(model.device),
-            )
-        policies[name] = make_policy(name, **options)
-    return policies, facts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -16,3 +17,40 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the model")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+
+
+def budget(text: str) -> int | float:
+    """A count, or a ratio such as ``0.1``."""
+    return int(text) if text.isdecimal() else float(text)
+
+
+def add_policy_options(parser: argparse.ArgumentParser) -> None:
+    """What policies are made from: ``--weights``, ``--draft-model``."""
+    parser.add_argument(
+        "--weights",
+        help="lookahead modules: packaged name, folder, hub id (default: the model's name)",
+    )
+    parser.add_argument("--draft-model", help="that drafts for speckv")
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """What tasks are made from."""
+    data = parser.add_argument_group("data")
+    data.add_argument("--haystack", type=Path, help="text for RULER's essays (default: installed)")
+    data.add_argument(
+        "--words",
+        choices=("builtin", "wonderwords"),
+        default="builtin",
+        help="whose words RULER's keys are (default: %(default)s)",
+    )
+    data.add_argument("--squad", type=Path, help="SQuAD v2 JSON, for qa_1")
+    data.add_argument("--hotpotqa", type=Path, help="HotpotQA JSON, for qa_2")
+    data.add_argument("--longbench", type=Path, help="folder of LongBench's JSONL files")
+    data.add_argument("--longproc", type=Path, help="LongProc's data folder")
+    data.add_argument("--mtbench", type=Path, help="folder of MT-Bench's question.jsonl")
+    data.add_argument(
+        "--judge-url", help="OpenAI-compatible endpoint of MT-Bench's judge, e.g. http://host/v1"
+    )
+    data.add_argument(
+        "--judge-model", help="the judge's name at --judge-url, or a model to load and judge with"
+    )

@@ -63,6 +63,12 @@ def add_parser(commands: Any) -> None:
         help="responses of the data where it has some, or the model's own everywhere",
     )
     parser.add_argument(
+        "--skew",
+        type=float,
+        default=2.0,
+        help="with --data recipe: how much prompt lengths lean to short ones; 1: not at all",
+    )
+    parser.add_argument(
         "--init", help="go on from these modules (a packaged set, a folder, a hub id), not anew"
     )
     parser.add_argument("--num-lookahead", type=int, default=32, help="learned tokens")
@@ -105,14 +111,24 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.output,
         config,
         held_out,
-        facts={
-            name: value
-            for name in ("model", "data", "responses", "init")
-            if (value := getattr(arguments, name)) is not None
-        },
+        facts=_facts(arguments),
     )
     trainer.run()
     return 0
+
+
+def _facts(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the record of a run holds besides its hyper-parameters; earlier runs, oldest first."""
+    from ..integrations.transformers.weights import find_modules
+    from ..lookahead import training_record
+
+    facts = {name: getattr(arguments, name) for name in ("model", "data", "responses")}
+    if arguments.data == "recipe":
+        facts["skew"] = arguments.skew
+    if arguments.init is not None:
+        last = training_record(find_modules(arguments.init))
+        facts |= {"init": arguments.init, "earlier": [*last.pop("earlier", []), last]}
+    return facts
 
 
 def _modules(arguments: argparse.Namespace, model: Any) -> Any:
@@ -158,7 +174,11 @@ def _samples(arguments: argparse.Namespace, tokenizer: Any, split: str) -> Any:
         from ..training.recipe import Recipe
 
         samples: Any = Recipe(
-            tokenizer, seed=arguments.seed, max_tokens=arguments.max_prompt, split=split
+            tokenizer,
+            seed=arguments.seed,
+            max_tokens=arguments.max_prompt,
+            skew=arguments.skew,
+            split=split,
         )
     elif split != "train":
         raise ValueError("--eval-every needs --data recipe, which has a held-out split")

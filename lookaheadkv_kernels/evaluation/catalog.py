@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .hub import data_folder
 from .judge import Judge
 from .longbench import TASK_NAMES as LONGBENCH_TASKS
 from .longbench import LongBenchTask
@@ -37,9 +38,9 @@ class Sources:
         words: whose words RULER's keys are.
         squad: SQuAD v2's JSON, for ``qa_1``.
         hotpotqa: HotpotQA's JSON, for ``qa_2``.
-        longbench: folder of LongBench's JSONL files.
-        longproc: LongProc's data folder.
-        mtbench: folder of MT-Bench's ``question.jsonl``.
+        longbench: folder of LongBench's JSONL files or their archive, or a dataset on the hub.
+        longproc: LongProc's data folder, or a dataset on the hub.
+        mtbench: folder of MT-Bench's ``question.jsonl``, or a dataset on the hub.
         judge: of MT-Bench's answers.
     """
 
@@ -82,11 +83,13 @@ def make_tasks(names: Sequence[str], tokenizer: Any, seed: int, sources: Sources
 
 def _make(name: str, tokenizer: Any, seed: int, sources: Sources) -> Task:
     if name in LONGBENCH_TASKS:
-        return LongBenchTask(name, tokenizer, _given(name, "--longbench", sources.longbench))
+        folder = data_folder(_given(name, "--longbench", sources.longbench))
+        return LongBenchTask(name, tokenizer, folder)
     if name in LONGPROC_TASKS:
-        return HtmlToTsv(name, tokenizer, _given(name, "--longproc", sources.longproc))
+        folder = data_folder(_given(name, "--longproc", sources.longproc))
+        return HtmlToTsv(name, tokenizer, folder)
     if name == MTBENCH_TASK:
-        folder = _given(name, "--mtbench", sources.mtbench)
+        folder = data_folder(_given(name, "--mtbench", sources.mtbench))
         if sources.judge is None:
             raise ValueError(
                 f"task {name} needs a judge: --judge-url with --judge-model, or --judge-model alone"

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from ..integrations.transformers.cache import EvictableCache
 from ..integrations.transformers.compat import cache_argument
+from ..integrations.transformers.greedy import greedy_answer, next_logits
 from ..training.step import (
-    greedy_response,
     kl_divergence,
     normalised,
     per_head_scores,
-    prefill_logits,
 )
 
 
@@ -148,8 +147,8 @@ class GroundTruth:
     def __init__(self, model: Any, prompt_ids: Sequence[int], max_response: int) -> None:
         self._model = model
         self._seen = EvictableCache()
-        logits = prefill_logits(model, prompt_ids, self._seen)
-        self.response_ids = greedy_response(model, self._seen, logits, max_response)
+        logits = next_logits(model, prompt_ids, self._seen)
+        self.response_ids = greedy_answer(model, self._seen, logits, max_response)
         self._layers: list[_Layer] = []
 
         def observe(cache: EvictableCache, index: int, query: Tensor, scale: float) -> None:
@@ -158,7 +157,7 @@ class GroundTruth:
             self._layers.append(_Layer(scores, query[0].clone(), scale))
 
         self._seen.observer = observe
-        prefill_logits(model, self.response_ids, self._seen)
+        next_logits(model, self.response_ids, self._seen)
         self._seen.observer = None
 
     @torch.no_grad()

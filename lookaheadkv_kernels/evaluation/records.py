@@ -1,7 +1,9 @@
 """A result folder's predictions: JSON lines that survive a kill, from any number of processes.
 
-Every prediction is one line with a key of its own, written and synced before the next is begun.
-What a killed process left of a line is cut when the folder is opened again.
+Every prediction is one line with a key of its own. Those of a sample that were made together are
+written together, and synced before the next sample is begun. What a killed process left of them
+is cut when the folder is opened again: they are made anew, again together, because in 16 bits an
+answer may depend on what else is in its batch.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -17,6 +19,7 @@ from typing import IO, Any, NamedTuple
 from ..lookahead.files import write_atomically
 
 MERGED = "predictions.jsonl"
+PART = "part"  # [i, n]: a record's place among the n that were written together
 KEY_FIELDS = ("task", "length", "sample", "policy", "budget")
 
 
@@ -85,8 +88,7 @@ def read_predictions(folder: Path) -> dict[Key, dict[str, Any]]:
     """
     found: dict[Key, dict[str, Any]] = {}
     for path in sorted(folder.glob("predictions*.jsonl")):
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
+        whole = whole_samples(path.read_bytes())
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 record = json.loads(line)
@@ -96,9 +98,26 @@ def read_predictions(folder: Path) -> dict[Key, dict[str, Any]]:
     return {key: found[key] for key in sorted(found, key=sort_key)}
 
 
+def whole_samples(content: bytes) -> bytes:
+    """A file without a line, and without a sample's records, that a kill has cut short."""
+    lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
+    if lines:
+        try:
+            place, count = json.loads(lines[-1]).get(PART, (0, 1))
+        except (ValueError, AttributeError, TypeError):
+            place, count = 0, 1  # no record: whoever reads it will say so
+        if place + 1 < count:
+            del lines[len(lines) - place - 1 :]
+    return b"".join(lines)
+
+
 def merge(folder: Path, records: dict[Key, dict[str, Any]]) -> None:
     """Put everything into one file; those of single processes go."""
-    lines = [json.dumps(record) + "\n" for record in records.values()]
+    # In the order of the keys; what was written together no longer stands together.
+    lines = [
+        json.dumps({name: value for name, value in record.items() if name != PART}) + "\n"
+        for record in records.values()
+    ]
     write_atomically(folder / MERGED, "".join(lines).encode())
     for path in folder.glob("predictions-*.jsonl"):
         path.unlink()
@@ -122,11 +141,15 @@ class Writer:
                 f"{path}: another process writes to it; give each its own --shard i/n"
             ) from error
         self._file.seek(0)
-        self._file.truncate(self._file.read().rfind(b"\n") + 1)
+        self._file.truncate(len(whole_samples(self._file.read())))
 
-    def append(self, record: dict[str, Any]) -> None:
-        """Write a line and wait until it is on the disk."""
-        self._file.write(json.dumps(record).encode() + b"\n")
+    def append(self, records: Sequence[dict[str, Any]]) -> None:
+        """Write the records of a sample and wait until they are on the disk."""
+        lines = [
+            json.dumps({**record, PART: [place, len(records)]}).encode() + b"\n"
+            for place, record in enumerate(records)
+        ]
+        self._file.write(b"".join(lines))
         self._file.flush()
         os.fsync(self._file.fileno())
 

@@ -1,4 +1,8 @@
-"""Runs model x policy x budget x task x length; any process may be killed at any moment."""
+"""Runs model x policy x budget x task x length; any process may be killed at any moment.
+
+A sample's prompt is read once for all policies and budgets, and their answers are decoded as one
+batch: in 32 bits the same as one by one.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,13 @@ from typing import Any, NamedTuple
 import torch
 from tqdm.auto import tqdm
 
-from ..integrations.transformers import EvictableCache, Eviction
+from ..integrations.transformers import EvictableCache
+from ..integrations.transformers.attention import attach
+from ..integrations.transformers.eviction import check_supported
+from ..integrations.transformers.shared import SharedPrefill
+from ..integrations.transformers.together import decode_together
 from ..lookahead.files import write_atomically
-from ..policies.base import Policy, check_budget
-from ..training.step import greedy_response
+from ..policies.base import Policy, check_at_least, check_budget
 from .measures import GroundTruth
 from .records import Key, Shard, Writer, locked, merge, read_predictions
 from .report import metrics_of, write_metrics, write_plot
@@ -22,6 +29,9 @@ from .task import Sample, Task
 
 CONFIG = "config.json"
 FULL = "full"
+TOGETHER = 32
+
+Setting = tuple[str, int | float | None]  # policy and budget
 
 
 class Grid(NamedTuple):
@@ -43,7 +53,7 @@ class Grid(NamedTuple):
                 for index in range(count):
                     yield task, length, index
 
-    def settings(self) -> Iterator[tuple[str, int | float | None]]:
+    def settings(self) -> Iterator[Setting]:
         """(policy, budget) of every prediction of a sample."""
         for policy in self.policies:
             for budget in [None] if policy == FULL else self.budgets:
@@ -73,10 +83,11 @@ class Evaluation:
         environment: versions and machine, for the reader of the folder.
         shard: which of several processes this is.
         measures: compute the measures that need no labels, too.
+        together: answers of a sample that are decoded as one batch.
         chunk: see :class:`~lookaheadkv_kernels.integrations.transformers.Eviction`.
 
     Raises:
-        ValueError: a budget that makes no sense, or a folder of another run.
+        ValueError: a budget or batch that makes no sense, or a folder of another run.
     """
 
     def __init__(
@@ -91,17 +102,18 @@ class Evaluation:
         environment: dict[str, Any],
         shard: Shard = Shard(),  # noqa: B008 (a tuple)
         measures: bool = False,
+        together: int = TOGETHER,
         chunk: int | None = None,
     ) -> None:
+        check_at_least("together", together, 1)
+        check_supported(model)
+        attach(model)
         for budget in grid.budgets:
             check_budget(budget, model.config.num_hidden_layers)
         self.folder, self.model, self.tokenizer = folder, model, tokenizer
         self.grid, self.shard, self.measures = grid, shard, measures
-        self._evictions = {
-            name: Eviction(model, policies[name], chunk=chunk) for name in grid.policies
-        }
-        for eviction in self._evictions.values():
-            eviction.runner.record = measures
+        self._policies = {name: policies[name] for name in grid.policies}
+        self._together, self._chunk = together, chunk
         self.facts = {**facts, "measures": measures, "chunk": chunk}
         self.environment = environment
 
@@ -127,9 +139,8 @@ class Evaluation:
         with tqdm(total=sum(len(entry[3]) for entry in mine), unit="answer") as bar:
             for task, length, index, missing in mine:
                 bar.set_postfix_str(f"{task.name} {length} #{index}")
-                for record in self._predictions(task, length, index, missing):
-                    writer.append(record)
-                    bar.update()
+                writer.append(self._predictions(task, length, index, missing))
+                bar.update(len(missing))
         writer.close()
         return finish(self.folder, self.grid)
 
@@ -175,40 +186,52 @@ class Evaluation:
         write_atomically(path, (json.dumps(config, indent=1) + "\n").encode())
 
     def _predictions(
-        self, task: Task, length: int, index: int, missing: list[tuple[str, int | float | None]]
-    ) -> Iterator[dict[str, Any]]:
+        self, task: Task, length: int, index: int, missing: list[Setting]
+    ) -> list[dict[str, Any]]:
         """The missing predictions of one sample."""
+        start = time.perf_counter()
         sample = task.sample(length, index)
         self._check_room(task, sample)
         truth = None
         if self.measures:
             truth = GroundTruth(self.model, sample.prompt_ids, sample.max_new_tokens)
-        for policy, budget in missing:
-            start = time.perf_counter()
-            cache = self._prefill(policy, sample.prompt_ids, budget)
-            answers = [self._answer(cache, sample.max_new_tokens)]
-            texts = [self._text(answers[0])]
-            while (prompt := task.follow_up(sample, texts)) is not None:
-                later = self._prefill(policy, prompt, budget)
-                answers.append(self._answer(later, sample.max_new_tokens))
-                texts.append(self._text(answers[-1]))
-            record: dict[str, Any] = {
-                "task": task.name,
-                "length": length,
-                "sample": index,
-                "policy": policy,
-                "budget": budget,
-                "score": task.score(texts, sample),
-                "answers": texts,
-                "references": list(sample.references),
-                "prompt_tokens": len(sample.prompt_ids),
-                "answer_tokens": [len(answer) for answer in answers],
-                "facts": sample.facts,
-                "seconds": round(time.perf_counter() - start, 3),
-            }
-            if truth is not None:
-                record["measures"] = truth.measure(cache, answers[0])
-            yield record
+        records = []
+        shared = self._read(sample.prompt_ids, missing)
+        for first in range(0, len(missing), self._together):
+            part = missing[first : first + self._together]
+            caches = [shared.cut(*self._cell(setting)) for setting in part]
+            answers = self._answers(caches, sample.max_new_tokens)
+            for setting, cache, answer in zip(part, caches, answers, strict=True):
+                record = self._record(task, sample, setting, answer)
+                record |= {"length": length, "sample": index}
+                if truth is not None:
+                    record["measures"] = truth.measure(cache, answer)
+                records.append(record)
+        # Most of the work was done once for all: each has an equal share of it.
+        seconds = round((time.perf_counter() - start) / len(records), 3)
+        return [{**record, "seconds": seconds} for record in records]
+
+    def _record(
+        self, task: Task, sample: Sample, setting: Setting, answer: list[int]
+    ) -> dict[str, Any]:
+        """What is told of one answer; in a conversation of all answers that follow it, too."""
+        answers, texts = [answer], [self._text(answer)]
+        while (prompt := task.follow_up(sample, texts)) is not None:
+            shared = self._read(prompt, [setting])
+            answers += self._answers([shared.cut(*self._cell(setting))], sample.max_new_tokens)
+            texts.append(self._text(answers[-1]))
+        policy, budget = setting
+        return {
+            "task": task.name,
+            "policy": policy,
+            "budget": budget,
+            "score": task.score(texts, sample),
+            "answers": texts,
+            "references": list(sample.references),
+            "prompt_tokens": len(sample.prompt_ids),
+            "answer_tokens": [len(answer) for answer in answers],
+            "facts": sample.facts,
+        }
 
     def _check_room(self, task: Task, sample: Sample) -> None:
         most = getattr(self.model.config, "max_position_embeddings", None)
@@ -216,15 +239,18 @@ class Evaluation:
         if most is not None and needed > most:
             raise ValueError(f"{task.name}: {needed} tokens, but the model has {most} positions")
 
-    def _prefill(
-        self, policy: str, ids: Sequence[int], budget: int | float | None
-    ) -> EvictableCache:
-        tokens = torch.tensor([list(ids)], device=self.model.device)
-        return self._evictions[policy].prefill(tokens, budget=1.0 if budget is None else budget)
+    def _cell(self, setting: Setting) -> tuple[Policy, int | float]:
+        policy, budget = setting
+        return self._policies[policy], 1.0 if budget is None else budget
 
-    def _answer(self, cache: EvictableCache, max_new_tokens: int) -> list[int]:
-        assert cache.logits is not None
-        return greedy_response(self.model, cache, cache.logits[0], max_new_tokens)
+    def _read(self, ids: Sequence[int], settings: Sequence[Setting]) -> SharedPrefill:
+        tokens = torch.tensor([list(ids)], device=self.model.device)
+        cells = [self._cell(setting) for setting in settings]
+        return SharedPrefill(self.model, tokens, cells, chunk=self._chunk, record=self.measures)
+
+    def _answers(self, caches: Sequence[EvictableCache], max_new_tokens: int) -> list[list[int]]:
+        logits = torch.cat([cache.logits for cache in caches if cache.logits is not None])
+        return decode_together(self.model, caches, logits, max_new_tokens)
 
     def _text(self, ids: list[int]) -> str:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,9 +72,9 @@ def encode_prompt(
     return list(tokenizer(text + answer_start).input_ids)
 
 
-def read_text(path: str | Path) -> str:
+def read_text(path: str | Path | zipfile.Path) -> str:
     """A UTF-8 file; ``ValueError`` naming file and line if it is none."""
-    raw = Path(path).read_bytes()
+    raw = (Path(path) if isinstance(path, str) else path).read_bytes()
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
@@ -81,7 +82,7 @@ def read_text(path: str | Path) -> str:
         raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason})") from error
 
 
-def read_json_lines(path: str | Path) -> dict[int, dict[str, Any]]:
+def read_json_lines(path: str | Path | zipfile.Path) -> dict[int, dict[str, Any]]:
     """Line number -> record of a JSON-lines file; empty lines are left out.
 
     Raises:

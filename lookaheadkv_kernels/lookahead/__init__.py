@@ -1,7 +1,7 @@
 """Lookahead modules: config, embeddings and LoRA, files. Knows no model library."""
 
 from .config import LookaheadConfig, ModelShape
-from .files import load_modules, save_modules
+from .files import load_modules, save_modules, training_record
 from .modules import LookaheadModules, LoRA
 
 __all__ = [
@@ -11,4 +11,5 @@ __all__ = [
     "ModelShape",
     "load_modules",
     "save_modules",
+    "training_record",
 ]

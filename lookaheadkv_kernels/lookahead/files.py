@@ -71,6 +71,12 @@ def save_modules(
     write_atomically(folder / CONFIG_FILE, (json.dumps(config, indent=1) + "\n").encode())
 
 
+def training_record(folder: str | Path) -> dict[str, Any]:
+    """What ``config.json`` in ``folder`` says of the training; checked by :func:`load_modules`."""
+    record: dict[str, Any] = json.loads((Path(folder) / CONFIG_FILE).read_text())["training"]
+    return record
+
+
 def load_modules(folder: str | Path) -> LookaheadModules:
     """Read what :func:`save_modules` wrote; on the CPU, in the dtype of the file.
 

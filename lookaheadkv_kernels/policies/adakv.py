@@ -47,9 +47,9 @@ class AdaKV(Policy):
         Raises:
             RuntimeError: the budget cannot hold the window.
         """
-        query = call.query[:, :, -self.window :]
+        query, lse = call.newest(self.window)
         window, stored = query.shape[2], call.key.shape[2]
-        scores = column_scores(query, call.key, scale=call.scale)
+        scores = column_scores(query, call.key, lse, scale=call.scale)
         if stored <= call.budget:
             indices = everything(call, stored)
         else:

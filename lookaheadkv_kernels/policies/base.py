@@ -39,6 +39,12 @@ class LayerCall(NamedTuple):
     leftpad_k: Tensor | None = None  # [B] int32, first real entry; only if handles_padding
     state: Any = None  # what start() returned
     row: int | None = None  # the one row of the batch that this is about; None: all of them
+    lse: Tensor | None = None  # [B, Hq, q] of the query's logits, where its attention gave it
+
+    def newest(self, count: int) -> tuple[Tensor, Tensor | None]:
+        """Queries [B, Hq, <= count, D] of the newest entries, and their log-sum-exp."""
+        lse = None if self.lse is None else self.lse[:, :, -count:]
+        return self.query[:, :, -count:], lse
 
 
 class Policy(ABC):

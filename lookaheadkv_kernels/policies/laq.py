@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from ..unmasked import unmasked_scores
 from .base import Budget, Kept, LayerCall, Policy, check_at_least
-from .scoring import keep_best_and_window, unmasked_scores
+from .scoring import keep_best_and_window
 from .snapkv import SnapKV
 
 

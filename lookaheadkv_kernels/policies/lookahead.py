@@ -34,13 +34,14 @@ class LookaheadPolicy(Policy):
 
     def evict(self, call: LayerCall) -> Kept:
         """The last ``num_lookahead`` rows and entries are the lookahead tokens: they go."""
-        rows = self.modules.config.num_lookahead
+        query, lse = call.newest(self.modules.config.num_lookahead)
         return Kept(
             *score_and_evict(
-                call.query[:, :, -rows:],
+                query,
                 call.key,
                 call.value,
                 call.budget,
+                lse=lse,
                 scale=call.scale,
                 pool_kernel=self.pool_kernel,
                 leftpad_k=call.leftpad_k,

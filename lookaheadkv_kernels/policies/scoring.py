@@ -5,26 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops import column_scores, gather_kv, lookahead_attention, select
+from ..ops import gather_kv, lookahead_attention, select
+from ..unmasked import grouped, logits_of
 from .base import Kept, LayerCall
 
 # Rows of a causal pass that are scored at once: they take this many squared logits per head.
 ROW_BLOCK = 128
-
-
-def _logits(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """Scaled q k^T in float32: [B, Hq, L, D] and [B, Hkv, S, D] -> [B, Hkv, G, L, S]."""
-    batch, heads, rows, dim = query.shape
-    kv_heads = key.shape[1]
-    grouped = query.float().reshape(batch, kv_heads, heads // kv_heads * rows, dim)
-    logits = grouped @ key.float().transpose(-1, -2) * scale
-    return logits.view(batch, kv_heads, heads // kv_heads, rows, -1)
-
-
-def _grouped(lse: Tensor, kv_heads: int) -> Tensor:
-    """[B, Hq, L] -> [B, Hkv, G, L, 1], to stand beside logits."""
-    batch, heads, rows = lse.shape
-    return lse.view(batch, kv_heads, heads // kv_heads, rows, 1)
 
 
 def causal_column_sums(
@@ -46,52 +32,10 @@ def causal_column_sums(
         seen = key[:, :, : before + length]
         # Only the log-sum-exp is wanted of the output, so any values do.
         _, lse, scores = lookahead_attention(block, seen, seen, scale=scale)
-        own = (_logits(block, seen[:, :, before:], scale) - _grouped(lse, key.shape[1])).exp()
+        own = (logits_of(block, seen[:, :, before:], scale) - grouped(lse, key.shape[1])).exp()
         sums[:, :, :before] += scores * length
         sums[:, :, before : before + length] += own.tril().sum(dim=3).mean(dim=2)
     return sums
-
-
-def unmasked_lse(
-    query: Tensor,  # [B, Hq, L, D]
-    key: Tensor,  # [B, Hkv, N, D]
-    scale: float,
-) -> Tensor:
-    """Log-sum-exp of L rows that all see all N keys: [B, Hq, L], -inf where there are none.
-
-    The op takes the last L keys for the rows' own, under a causal triangle. What the triangle hides
-    is added here.
-    """
-    rows, num_keys = query.shape[2], key.shape[2]
-    last = _logits(query, key[:, :, max(0, num_keys - rows) :], scale)
-    if num_keys <= rows:
-        return last.logsumexp(dim=-1).flatten(1, 2)
-    _, lse, _ = lookahead_attention(query, key, key, scale=scale)
-    hidden = torch.ones(rows, rows, dtype=torch.bool, device=key.device).triu(1)
-    hidden_lse = last.masked_fill(~hidden, -torch.inf).logsumexp(dim=-1)
-    return torch.logaddexp(lse, hidden_lse.view_as(lse))
-
-
-def unmasked_scores(
-    query: Tensor,  # [B, Hq, L, D]
-    key: Tensor,  # [B, Hkv, N, D]
-    scale: float,
-    lse: Tensor | None = None,  # [B, Hq, L]
-) -> Tensor:
-    """Mean attention of L rows that all see all N keys, over rows and group: [B, Hkv, N].
-
-    With the rows' log-sum-exp given, the op's scores of the N - L keys before its triangle are
-    right; the last L are done here. ``lse`` may cover more keys than these N.
-    """
-    rows, num_keys = query.shape[2], key.shape[2]
-    if lse is None:
-        lse = unmasked_lse(query, key, scale)
-    last = _logits(query, key[:, :, max(0, num_keys - rows) :], scale)
-    after = (last - _grouped(lse, key.shape[1])).exp().mean(dim=(2, 3))
-    if num_keys <= rows:
-        return after
-    before = column_scores(query, key, lse, scale=scale)
-    return torch.cat([before, after], dim=2)
 
 
 def everything(call: LayerCall, num_entries: int) -> Tensor:

@@ -25,12 +25,14 @@ class SnapKV(Policy):
 
     def evict(self, call: LayerCall) -> Kept:
         """Score with the newest rows; a prompt that fits the budget stays whole."""
+        query, lse = call.newest(self.window)
         return Kept(
             *score_and_evict(
-                call.query[:, :, -self.window :],
+                query,
                 call.key,
                 call.value,
                 call.budget,
+                lse=lse,
                 scale=call.scale,
                 pool_kernel=self.pool_kernel,
                 keep_observation=True,

@@ -11,8 +11,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..integrations.transformers.cache import EvictableCache
+from ..integrations.transformers.greedy import greedy_answer, next_logits
 from .data import encode_record
-from .step import greedy_response, prefill_logits
 
 
 def generate_responses(
@@ -48,8 +48,8 @@ def generate_responses(
         for record in tqdm(records[done:], initial=done, total=len(records), desc="responses"):
             prompt_ids, _ = encode_record(record, tokenizer)
             cache = EvictableCache()
-            logits = prefill_logits(model, prompt_ids, cache)
-            response = greedy_response(model, cache, logits, max_response)
+            logits = next_logits(model, prompt_ids, cache)
+            response = greedy_answer(model, cache, logits, max_response)
             rest = {k: v for k, v in record.items() if k not in ("prompt", "response")}
             line = {**rest, "prompt_ids": prompt_ids, "response_ids": response}
             file.write(json.dumps(line) + "\n")

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..integrations.transformers.cache import EvictableCache, EvictableLayer
 from ..integrations.transformers.compat import cache_argument, decoder_layers
-from ..integrations.transformers.draft import end_tokens
+from ..integrations.transformers.greedy import greedy_answer, next_logits
 from ..integrations.transformers.lora import lora_on_last_rows, lora_on_layer
 from ..lookahead import LookaheadModules
 from ..ops import column_scores
@@ -70,31 +70,6 @@ def _observing(cache: EvictableCache, observer: Any) -> Iterator[None]:
 
 
 @torch.no_grad()
-def prefill_logits(model: Any, ids: Sequence[int], cache: EvictableCache) -> Tensor:
-    """Append ``ids`` to the cache; logits of the last one, [vocabulary]."""
-    logits: Tensor = model(
-        torch.tensor([list(ids)], device=model.device),
-        **{cache_argument(model): cache},
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits
-    return logits[0, -1]
-
-
-@torch.no_grad()
-def greedy_response(
-    model: Any, cache: EvictableCache, logits: Tensor, max_tokens: int
-) -> list[int]:
-    """The model's own answer, up to and including its end token; ``cache`` stays as it is."""
-    ends = end_tokens(model)
-    cache = cache.fork()
-    response = [int(logits.argmax())]
-    while len(response) < max_tokens and response[-1] not in ends:
-        response.append(int(prefill_logits(model, response[-1:], cache).argmax()))
-    return response
-
-
-@torch.no_grad()
 def ground_truth(
     model: Any,
     prompt_ids: Sequence[int],
@@ -110,9 +85,9 @@ def ground_truth(
         max_response: longest response, in tokens.
     """
     cache = EvictableCache()
-    logits = prefill_logits(model, prompt_ids, cache)
+    logits = next_logits(model, prompt_ids, cache)
     if response_ids is None:
-        response = greedy_response(model, cache, logits, max_response)
+        response = greedy_answer(model, cache, logits, max_response)
     else:
         response = list(response_ids[:max_response])
     scores: list[Tensor] = []
@@ -122,7 +97,7 @@ def ground_truth(
 
     seen = cache.fork()
     with _observing(seen, observe):
-        prefill_logits(model, response, seen)
+        next_logits(model, response, seen)
     return Target(cache, scores, response)
 
 

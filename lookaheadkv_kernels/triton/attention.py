@@ -29,6 +29,18 @@ from .tiles import (
 
 
 @triton.jit
+def online_softmax(logits, peak, total, MASKED: tl.constexpr):
+    """(probabilities relative to the new peak, fade of what was summed before, new peak, total)."""
+    new_peak = tl.maximum(peak, tl.max(logits, 1))
+    shift = new_peak
+    if MASKED:
+        shift = tl.where(new_peak == float("-inf"), 0.0, new_peak)
+    probs = tl.exp2(logits - shift[:, None])
+    fade = tl.exp2(peak - shift)
+    return probs, fade, new_peak, total * fade + tl.sum(probs, 1)
+
+
+@triton.jit
 def attend(
     acc,  # [BLOCK_ROWS, BLOCK_DIM] float32
     peak,  # [BLOCK_ROWS] running maximum of the base-2 logits
@@ -65,13 +77,7 @@ def attend(
     logits = tl.dot(query, key.T, input_precision=PRECISION) * scale_log2
     if MASKED:
         logits = tl.where(keep[None, :] & (j[None, :] <= limit[:, None]), logits, float("-inf"))
-    new_peak = tl.maximum(peak, tl.max(logits, 1))
-    shift = new_peak
-    if MASKED:
-        shift = tl.where(new_peak == float("-inf"), 0.0, new_peak)
-    probs = tl.exp2(logits - shift[:, None])
-    fade = tl.exp2(peak - shift)
-    total = total * fade + tl.sum(probs, 1)
+    probs, fade, peak, total = online_softmax(logits, peak, total, MASKED)
     if v_ptr is not None:
         if MASKED:
             value = load_keys(v_ptr, None, b, h, start, stride_vs, keep, D, BLOCK_KEYS, BLOCK_DIM)
@@ -80,7 +86,7 @@ def attend(
                 v_ptr, v_desc, b, h, start, stride_vs, j >= 0, D, BLOCK_KEYS, BLOCK_DIM
             )
         acc = tl.dot(probs.to(value.dtype), value, acc * fade[:, None], input_precision=PRECISION)
-    return acc, new_peak, total
+    return acc, peak, total
 
 
 @triton.jit(

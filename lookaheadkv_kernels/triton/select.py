@@ -57,8 +57,24 @@ def load_keys_of_row(
 
 
 @triton.jit
-def fill_slots(out_ptr, count, num_prompt, append_rows, num_slots, BLOCK: tl.constexpr):
-    """Behind the ``count`` kept positions: the observation rows, then -1."""
+def kept_count(budget, counts_ptr, b, num_valid):
+    """How many positions of batch row b are kept."""
+    if counts_ptr is not None:
+        budget = tl.load(counts_ptr + b)
+    return tl.minimum(budget, num_valid)
+
+
+@triton.jit
+def fill_slots(
+    out_ptr, count, num_prompt, last, append_rows, appended_ptr, b, num_slots, BLOCK: tl.constexpr
+):
+    """Behind the ``count`` kept positions: the observation rows, then -1.
+
+    With ``appended_ptr`` every batch row has a number of them of its own, behind its last key.
+    """
+    if appended_ptr is not None:
+        append_rows = tl.load(appended_ptr + b)
+        num_prompt = last
     for start in range(0, num_slots, BLOCK):
         slot = start + tl.arange(0, BLOCK)
         value = tl.where(slot < count + append_rows, num_prompt + slot - count, -1)
@@ -81,6 +97,8 @@ def select_row_kernel(
     out_ptr,  # [B, Hkv, num_slots] int32
     leftpad_ptr,  # [B] int32 or None
     seqused_ptr,  # [B] int32 or None
+    counts_ptr,  # [B] int32, instead of budget, or None
+    appended_ptr,  # [B] int32, instead of append_rows, or None
     stride_b,
     stride_h,
     stride_n,
@@ -104,7 +122,7 @@ def select_row_kernel(
     at = tl.arange(0, BLOCK)
     key = load_keys_of_row(row_ptr, stride_n, at, first, last, half, num_sink, num_recent, POOLED)
     valid = (at >= first) & (at < last)
-    count = tl.minimum(budget, last - first)
+    count = kept_count(budget, counts_ptr, b, last - first)
 
     # The largest threshold that at least ``count`` valid keys reach, from the highest bit down.
     threshold = tl.zeros([1], tl.uint32)
@@ -131,7 +149,7 @@ def select_row_kernel(
         tl.store(out_row + slot, position, mask=kept != 0)
         num_equal += tl.sum(equal, 0)
         num_kept += tl.sum(kept, 0)
-    fill_slots(out_row, count, num_prompt, append_rows, num_slots, CHUNK)
+    fill_slots(out_row, count, num_prompt, last, append_rows, appended_ptr, b, num_slots, CHUNK)
 
 
 @triton.jit(do_not_specialize=["kv_heads", "half"])
@@ -188,6 +206,9 @@ class Selection:
     num_sink: int = 0
     num_recent: int = 0
     append_rows: int = 0  # positions N .. N + append_rows - 1 are put behind the kept ones
+    # Of each batch row instead, int32 [B], contiguous; budget and append_rows are their largest.
+    counts: Tensor | None = None
+    appended: Tensor | None = None
 
 
 def pool(
@@ -242,14 +263,17 @@ def select(
     selection: Selection,
     leftpad_k: Tensor | None,  # [B] int32, contiguous
     seqused_k: Tensor | None,
+    out: Tensor | None = None,  # [B, Hkv, slots] int32, contiguous
 ) -> Tensor:
     """Kept positions, ascending, int32 [B, Hkv, min(budget, N) + append_rows]; -1 at the end."""
     from .select_long import select_long
 
     batch, heads, length = scores.shape
     budget = min(selection.budget, length)
-    num_slots = budget + selection.append_rows
-    indices = torch.empty((batch, heads, num_slots), dtype=torch.int32, device=scores.device)
+    if out is None:
+        slots = budget + selection.append_rows
+        out = torch.empty((batch, heads, slots), dtype=torch.int32, device=scores.device)
+    indices, num_slots = out, out.shape[2]
     half = min(selection.pool_kernel // 2, length)
     long = length > heuristics.MAX_ROW_IN_REGISTERS
     pooled = (
@@ -261,6 +285,8 @@ def select(
         "out_ptr": indices,
         "leftpad_ptr": leftpad_k,
         "seqused_ptr": seqused_k,
+        "counts_ptr": selection.counts,
+        "appended_ptr": selection.appended,
         "kv_heads": heads,
         "num_prompt": length,
         "budget": budget,

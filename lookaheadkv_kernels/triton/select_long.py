@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import heuristics
 from .launch import launch
-from .select import fill_slots, load_keys_of_row
+from .select import fill_slots, kept_count, load_keys_of_row
 from .tiles import valid_keys
 
 DIGITS = tl.constexpr(4)
@@ -60,6 +60,7 @@ def digit_histogram_kernel(
     out_histograms_ptr,  # [DIGITS, B * Hkv * num_chunks, BINS] int32; slices < PASS are read
     leftpad_ptr,  # [B] int32 or None
     seqused_ptr,  # [B] int32 or None
+    counts_ptr,  # [B] int32, instead of budget, or None
     kv_heads,
     num_prompt,
     budget,
@@ -74,7 +75,7 @@ def digit_histogram_kernel(
     units = tl.num_programs(0)
     chunk = tl.program_id(1)
     first, last = valid_keys(leftpad_ptr, seqused_ptr, unit // kv_heads, num_prompt)
-    count = tl.minimum(budget, last - first)
+    count = kept_count(budget, counts_ptr, unit // kv_heads, last - first)
     row_histograms = out_histograms_ptr + unit * num_chunks * BINS
     at = chunk * BLOCK + tl.arange(0, BLOCK)
     key = load_keys_of_row(
@@ -107,6 +108,8 @@ def compact_kernel(
     out_ptr,  # [B, Hkv, num_slots] int32
     leftpad_ptr,  # [B] int32 or None
     seqused_ptr,  # [B] int32 or None
+    counts_ptr,  # [B] int32, instead of budget, or None
+    appended_ptr,  # [B] int32, instead of append_rows, or None
     kv_heads,
     num_prompt,
     budget,
@@ -122,7 +125,7 @@ def compact_kernel(
     units = tl.num_programs(0)
     chunk = tl.program_id(1)
     first, last = valid_keys(leftpad_ptr, seqused_ptr, unit // kv_heads, num_prompt)
-    count = tl.minimum(budget, last - first)
+    count = kept_count(budget, counts_ptr, unit // kv_heads, last - first)
     row_histograms = histograms_ptr + unit * num_chunks * BINS
     threshold, wanted = threshold_of(row_histograms, units * num_chunks, num_chunks, count, DIGITS)
 
@@ -153,7 +156,10 @@ def compact_kernel(
     out_row = out_ptr + unit * num_slots
     tl.store(out_row + slot, at, mask=kept != 0)
     if chunk == 0:
-        fill_slots(out_row, count, num_prompt, append_rows, num_slots, BLOCK)
+        fill_slots(
+            out_row, count, num_prompt, last, append_rows, appended_ptr, unit // kv_heads,
+            num_slots, BLOCK,
+        )  # fmt: skip
 
 
 def select_long(
@@ -180,7 +186,7 @@ def select_long(
             **{
                 name: value
                 for name, value in arguments.items()
-                if name not in ("out_ptr", "append_rows", "num_slots")
+                if name not in ("out_ptr", "appended_ptr", "append_rows", "num_slots")
             },
         )
     launch(

@@ -66,6 +66,65 @@ def load_keys(
     return load_matrix(ptr, offsets, keep, D, BLOCK_DIM)
 
 
+@triton.jit
+def page_of(table_ptr, position, keep, page_size, max_blocks, num_blocks):
+    """(block, slot) of positions of one request; block ids out of range are clamped."""
+    page = tl.minimum(position // page_size, max_blocks - 1)
+    block = tl.load(table_ptr + page, mask=keep, other=0)
+    block = tl.minimum(tl.maximum(block, 0), num_blocks - 1)
+    return block.to(tl.int64), (position % page_size).to(tl.int64)
+
+
+@triton.jit
+def number_of(stored, QUANTISED: tl.constexpr, dtype: tl.constexpr):
+    """What is stored, as the query's dtype: exact, as no quantised type has more bits.
+
+    Bytes are taken apart by hand, since not every chip's compiler knows both float8 types.
+    """
+    if QUANTISED == "int8":
+        return stored.to(tl.int8, bitcast=True).to(tl.float32).to(dtype)
+    bits = stored.to(tl.uint16)
+    if QUANTISED == "float8_e5m2":
+        return (bits << 8).to(tl.float16, bitcast=True).to(dtype)
+    # The exponent of e4m3 is a part of float16's, 8 too low.
+    half = (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.float16, bitcast=True)
+    number = half.to(tl.float32) * 256.0
+    return tl.where((bits & 0x7F) == 0x7F, float("nan"), number).to(dtype)
+
+
+@triton.jit
+def load_paged_keys(
+    ptr,  # of one head
+    scale_ptr,  # of one head, or None
+    table_ptr,  # of one request
+    start,
+    keep,
+    page_size,
+    max_blocks,
+    num_blocks,
+    stride_block,
+    stride_slot,
+    stride_scale_block,
+    stride_scale_slot,
+    QUANTISED: tl.constexpr,  # "", or the name of the stored dtype
+    dtype: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
+    """(keys, what their logits are to be multiplied by) of positions start .. of one request."""
+    position = start + tl.arange(0, BLOCK_KEYS)
+    block, slot = page_of(table_ptr, position, keep, page_size, max_blocks, num_blocks)
+    stored = load_matrix(ptr, block * stride_block + slot * stride_slot, keep, D, BLOCK_DIM)
+    scale = tl.full([BLOCK_KEYS], 1.0, tl.float32)
+    if QUANTISED != "":
+        stored = number_of(stored, QUANTISED, dtype)
+        if scale_ptr is not None:
+            at = block * stride_scale_block + slot * stride_scale_slot
+            scale = tl.load(scale_ptr + at, mask=keep, other=1.0)
+    return stored, scale
+
+
 @triton.jit(do_not_specialize=["num_splits"])
 def sum_splits_kernel(
     parts_ptr,  # [units, num_splits, size] float32

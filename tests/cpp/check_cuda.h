@@ -10,12 +10,15 @@
 
 namespace lookaheadkv::cuda {
 
-// check_cuda_units.cpp, check_cuda_shapes.cpp, check_cuda_select.cpp
+// check_cuda_units.cpp, check_cuda_shapes.cpp, check_cuda_select.cpp,
+// check_cuda_evict.cpp, check_cuda_paged.cpp
 void check_emulation();
 void check_splits();
 void check_shapes();
 void check_prefill();
 void check_select();
+void check_evict();
+void check_paged();
 
 // Makes the chip that kernels are cut for one of `num_sms` multiprocessors.
 Device chip(int num_sms);

@@ -12,11 +12,10 @@ namespace {
 int run(const std::vector<std::string>& wanted) {
   std::setvbuf(stdout, nullptr, _IOLBF, BUFSIZ);  // a sanitizer's abort would drop a full buffer
   using namespace lookaheadkv::cuda;
-  const std::pair<const char*, void (*)()> parts[] = {{"emulation", check_emulation},
-                                                      {"splits", check_splits},
-                                                      {"select", check_select},
-                                                      {"prefill", check_prefill},
-                                                      {"shapes", check_shapes}};
+  const std::pair<const char*, void (*)()> parts[] = {
+      {"emulation", check_emulation}, {"splits", check_splits}, {"select", check_select},
+      {"evict", check_evict},         {"paged", check_paged},   {"prefill", check_prefill},
+      {"shapes", check_shapes}};
   for (const auto& [name, part] : parts) {
     if (wanted.empty() || std::find(wanted.begin(), wanted.end(), name) != wanted.end()) part();
   }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from .prompts import FIRST_LINE, MAX_NEW_TOKENS, PROMPTS, WITHOUT_CHAT
 
 TASK_NAMES = tuple(PROMPTS)
 FIELDS = {"input": str, "context": str, "answers": list}
+ARCHIVE = "data.zip"
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
+def read_records(path: Path | zipfile.Path) -> list[dict[str, Any]]:
     """The records of a published file.
 
     Raises:
@@ -32,16 +34,26 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return list(records.values())
 
 
-def find_file(folder: Path, name: str) -> Path:
-    """``name`` in the folder, or in its ``data``, where the published archive has it.
+def find_file(folder: Path, name: str) -> Path | zipfile.Path:
+    """``name`` in the folder, in its ``data``, or in the published archive.
 
     Raises:
-        FileNotFoundError: it is in neither.
+        FileNotFoundError: it is nowhere there.
+        ValueError: the archive is damaged.
     """
     for path in (folder / name, folder / "data" / name):
         if path.is_file():
             return path
-    raise FileNotFoundError(f"no {name} in {folder}, nor in {folder / 'data'}")
+    if (folder / ARCHIVE).is_file():
+        try:
+            inside = zipfile.Path(folder / ARCHIVE, f"data/{name}")
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{folder / ARCHIVE} is damaged: {error}") from error
+        if inside.is_file():
+            return inside
+    raise FileNotFoundError(
+        f"no {name} in {folder}, in {folder / 'data'}, nor in an archive {folder / ARCHIVE}"
+    )
 
 
 class LongBenchTask(Task):
@@ -53,7 +65,7 @@ class LongBenchTask(Task):
     Args:
         name: one of ``TASK_NAMES``.
         tokenizer: of the model.
-        folder: with the published ``<name>.jsonl``.
+        folder: with the published ``<name>.jsonl``, or the archive that holds it.
 
     Raises:
         FileNotFoundError: the file is not there.

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from .masks import EvictableLength, bottom_right_mask
+from .attend import Attended, attend_newest
+from .masks import EvictableLength
+from .room import Room
 
 # `update` returns the keys that the model hands to the attention function; this attribute tells the
 # function which layer of which cache they are. It sits on a fresh view, which dies with the call:
@@ -48,6 +49,7 @@ class EvictableLayer(CacheLayerMixin):
         self.kept_positions: Tensor | None = None
         self.kept_seen: Tensor | None = None
         self.cumulative_length = 0
+        self._room: Room | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take dtype and device from the first entries."""
@@ -64,10 +66,21 @@ class EvictableLayer(CacheLayerMixin):
         self.cumulative_length += key_states.shape[-2]
         if self.keys.shape[-2] == 0:
             self.keys, self.values = key_states, value_states
+        elif torch.is_grad_enabled():  # what backward may still need is not written to
+            self._replace(
+                torch.cat([self.keys, key_states], dim=-2),
+                torch.cat([self.values, value_states], dim=-2),
+            )
         else:
-            self.keys = torch.cat([self.keys, key_states], dim=-2)
-            self.values = torch.cat([self.values, value_states], dim=-2)
+            coming = key_states.shape[-2]
+            if self._room is None or not self._room.takes(self.keys, coming):
+                self._room = Room(self.keys, self.values, coming)
+            self.keys, self.values = self._room.append(key_states, value_states)
         return self.keys[:], self.values[:]
+
+    def _replace(self, keys: Tensor, values: Tensor) -> None:
+        """Other entries, in memory of their own; what they had is let go of."""
+        self.keys, self.values, self._room = keys, values, None
 
     def extend_valid(self, padding: Tensor | None, num_new: int) -> None:
         """Note which of the ``num_new`` newest entries are real (bool [B, q]; None: all)."""
@@ -94,16 +107,9 @@ class EvictableLayer(CacheLayerMixin):
         hidden = F.pad(~seen[:, -tail:], (self.stored_length - tail, 0)).to(self.keys.device)
         self.valid = ~hidden if self.valid is None else self.valid & ~hidden
 
-    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention of the newest q tokens over what is stored: [B, q, Hq, D]."""
-        rows, stored = query.shape[2], key.shape[2]
-        mask = None
-        if rows != stored or self.valid is not None:
-            mask = bottom_right_mask(rows, stored, self.valid, query.device)
-        out: Tensor = sdpa_attention_forward(
-            module, query, key, value, mask, scaling=module.scaling
-        )[0]
-        return out
+    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor) -> Attended:
+        """Attention of the newest q tokens over what is stored."""
+        return attend_newest(module, query, key, value, self.valid)
 
     def keep(
         self,
@@ -116,7 +122,8 @@ class EvictableLayer(CacheLayerMixin):
         """Replace all entries; the ``num_dropped`` newest were lookahead rows, never seen."""
         self.kept_seen = self.row_lengths() - num_dropped
         self.cumulative_length -= num_dropped
-        self.keys, self.values, self.valid = key, value, valid
+        self._replace(key, value)
+        self.valid = valid
         self.kept_positions = positions
 
     def drop_newest(self, count: int) -> None:
@@ -125,7 +132,7 @@ class EvictableLayer(CacheLayerMixin):
             return
         stored = self.keys.shape[2] - count
         # Cloned: a view would keep the dropped entries' memory.
-        self.keys, self.values = (t[:, :, :stored].clone() for t in (self.keys, self.values))
+        self._replace(self.keys[:, :, :stored].clone(), self.values[:, :, :stored].clone())
         self.valid = None if self.valid is None else self.valid[:, :stored]
         self.cumulative_length -= count
 
@@ -143,15 +150,18 @@ class EvictableLayer(CacheLayerMixin):
         """Position of every stored entry in its row's text: int32 [B, Hkv, S]; -1 where empty."""
         batch, heads, stored, _ = self.keys.shape
         tail = 0 if self.kept_positions is None else self.kept_positions.shape[2]
-        real = torch.ones(batch, stored - tail, dtype=torch.int64, device=self.keys.device)
-        if self.valid is not None:
-            real = self.valid[:, tail:].to(torch.int64)
-        new = real.cumsum(dim=1) - 1
-        if self.kept_seen is not None:
-            new = new + self.kept_seen[:, None]
-        new = new.masked_fill(real == 0, -1).to(torch.int32)
-        new = new[:, None].expand(batch, heads, stored - tail)
+        seen = 0 if self.kept_seen is None else self.kept_seen[:, None]
+        if self.valid is None:
+            new = torch.arange(stored - tail, device=self.keys.device).expand(batch, -1) + seen
+        else:
+            real = self.valid[:, tail:]
+            new = (real.cumsum(dim=1) - 1 + seen).masked_fill(~real, -1)
+        new = new.to(torch.int32)[:, None].expand(batch, heads, stored - tail)
         return new if self.kept_positions is None else torch.cat([self.kept_positions, new], dim=2)
+
+    def dense(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values [B, Hkv, S, D], and which of them are real: bool [B, Hkv, S]."""
+        return self.keys, self.values, self.positions() >= 0
 
     @property
     def stored_length(self) -> int:
@@ -183,6 +193,7 @@ class EvictableLayer(CacheLayerMixin):
             tensor = getattr(self, name)
             if tensor is not None:
                 setattr(self, name, change(tensor))
+        self._room = None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Rows in another order (beam search)."""
@@ -197,7 +208,7 @@ class EvictableLayer(CacheLayerMixin):
         self._per_row(lambda tensor: tensor.index_select(0, indices.to(tensor.device)))
 
     def fork(self) -> EvictableLayer:
-        """A layer that goes on by itself; tensors are never written in place, so it shares them."""
+        """A layer that goes on by itself: stored entries never change, so it shares them."""
         other = type(self).__new__(type(self))
         other.__dict__.update(self.__dict__)
         return other
@@ -209,6 +220,8 @@ class EvictableCache(Cache):
     Attributes:
         logits: [B, vocabulary] of the last token of the last prompt, before anything was evicted.
         choices: what the last eviction chose, if the runner records it.
+        lse: float32 [B, Hq, q], log-sum-exp of the logits of the queries that the observer sees,
+            while it sees them; None where the attention did not give it.
     """
 
     def __init__(self) -> None:
@@ -216,6 +229,7 @@ class EvictableCache(Cache):
         self.observer: Observer | None = None
         self.logits: Tensor | None = None
         self.choices: list[Any] = []
+        self.lse: Tensor | None = None
         self._pending: int | None = None  # layer that got entries and has not attended yet
 
     def update(
@@ -251,9 +265,11 @@ class EvictableCache(Cache):
         self._pending = None
         layer = self.layers[index]
         layer.extend_valid(padding, query.shape[2])
-        out: Tensor = layer.attend(module, query, key, value)
+        out, lse = layer.attend(module, query, key, value)
         if self.observer is not None:
+            self.lse = lse
             self.observer(self, index, query, module.scaling)
+            self.lse = None
         return out
 
     def fork(self) -> EvictableCache:

@@ -8,19 +8,14 @@ import torch
 from torch import Tensor
 
 from ...policies.base import Budget, Policy
-from .cache import EvictableCache
+from .cache import EvictableCache, Observer
 from .compat import cache_argument
 from .evict import evict_layer
+from .greedy import end_tokens, greedy_answer
 from .prompt import Prompt
 
 if TYPE_CHECKING:
     from .runner import Runner
-
-
-def end_tokens(model: Any) -> set[int]:
-    """Tokens that end the model's answers."""
-    ends = model.generation_config.eos_token_id
-    return set(ends) if isinstance(ends, list) else set() if ends is None else {ends}
 
 
 class Reading:
@@ -34,6 +29,7 @@ class Reading:
         cache: what earlier turns left of it; the prompt is appended.
         row: which row of the batch it is.
         window: newest queries to remember.
+        watch: sees every chunk of the prompt in every layer.
 
     Attributes:
         logits: [1, vocabulary] of the last prompt token.
@@ -41,7 +37,14 @@ class Reading:
     """
 
     def __init__(
-        self, runner: Runner, prompt: Prompt, cache: EvictableCache, row: int, window: int
+        self,
+        runner: Runner,
+        prompt: Prompt,
+        cache: EvictableCache,
+        row: int,
+        window: int,
+        *,
+        watch: Observer | None = None,
     ) -> None:
         self.runner = runner
         self.prompt = prompt
@@ -57,12 +60,12 @@ class Reading:
             self._queries.append(query[:, :, max(0, query.shape[2] - window) :].clone())
             self._scales.append(scale)
 
-        self.logits = runner.whole(prompt, cache, window, remember)
+        self.logits = runner.whole(prompt, cache, window, remember, watch)
         self.num_tokens = int(cache.layers[0].row_lengths()[0])
 
     def answer(self, max_tokens: int) -> list[int]:
         """The model's own greedy answer from the full cache, its end token included."""
-        return self._greedy(self.cache.fork(), max_tokens, None)
+        return self._greedy(self.cache, max_tokens, None)
 
     def draft_queries(self, policy: Policy, budget: Budget, max_tokens: int) -> list[Tensor]:
         """Queries [1, Hq, m, D] of every layer, of a draft written from a cut copy of the cache.
@@ -86,23 +89,20 @@ class Reading:
         return [torch.cat(parts, dim=2) for parts in queries]
 
     def _greedy(self, cache: EvictableCache, max_tokens: int, observer: Any) -> list[int]:
-        """Greedy tokens; with an observer the last one is fed too, though nothing follows it."""
-        ends = end_tokens(self.runner.model)
-        tokens = [int(self.logits.argmax())]
-        while True:
-            last = len(tokens) == max_tokens or tokens[-1] in ends
-            if last and observer is None:
-                return tokens
-            step = self._tokens(tokens[-1:], len(tokens) - 1)
-            logits = self.runner.forward(step, cache, observer=observer)
-            if last:
-                return tokens
-            tokens.append(int(logits.argmax()))
+        behind = int(self.prompt.position_ids[0, -1]) + 1
+        return greedy_answer(
+            self.runner.model,
+            cache,
+            self.logits[0],
+            max_tokens,
+            position=behind,
+            observer=observer,
+        )
 
-    def _tokens(self, tokens: list[int], after: int = 0) -> Prompt:
-        """Tokens that stand ``after`` tokens behind the prompt."""
+    def _tokens(self, tokens: list[int]) -> Prompt:
+        """Tokens right behind the prompt."""
         device = self.prompt.position_ids.device
-        first = int(self.prompt.position_ids[0, -1]) + 1 + after
+        first = int(self.prompt.position_ids[0, -1]) + 1
         positions = torch.arange(first, first + len(tokens), device=device)
         return Prompt(torch.tensor([tokens], device=device), None, None, positions[None])
 
@@ -148,6 +148,17 @@ class Reading:
             newest = self._newest(index, window)
             query = torch.cat([newest, rows], dim=2)
             self._evict(self.cache, index, query, policy, budget, 0, rows.shape[2])
+
+    def cut_all(self, policy: Policy, budget: Budget, state: Any) -> None:
+        """Evict every layer by its newest prompt queries, as many as the policy's window."""
+        for index in range(len(self._queries)):
+            query = self._newest(index, policy.window)
+            self._evict(self.cache, index, query, policy, budget, 0, state)
+
+    def cut_by(self, policy: Policy, budget: Budget, queries: list[Tensor]) -> None:
+        """Evict by rows whose entries stand behind the prompt in the cache; those are dropped."""
+        for index, query in enumerate(queries):
+            self._evict(self.cache, index, query, policy, budget, query.shape[2])
 
     def cut_behind(self, policy: Policy, budget: Budget, window: int, tokens: list[int]) -> None:
         """Run tokens behind the prompt and evict each layer by their rows; they are dropped.

@@ -26,6 +26,7 @@ def evict_layer(
     new: list[int],
     num_lookahead: int = 0,
     state: Any = None,
+    lse: Tensor | None = None,  # [B, Hq, q]
 ) -> Kept:
     """Let ``policy`` choose, and put what stays into the layer.
 
@@ -41,8 +42,10 @@ def evict_layer(
         new: real tokens among each row's queries.
         num_lookahead: newest entries that are lookahead tokens.
         state: the policy's state of this prefill.
+        lse: log-sum-exp of the queries' logits, where their attention gave it.
     """
     layer = cache.layers[index]
+    assert lse is None or layer.valid is None  # attention with padding gives none
     positions = layer.positions()[:, :, : layer.stored_length - num_lookahead]
 
     def call(
@@ -64,6 +67,7 @@ def evict_layer(
                 leftpad_k,
                 state,
                 row,
+                lse,
             )
         )
 

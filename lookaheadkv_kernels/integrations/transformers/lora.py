@@ -48,12 +48,11 @@ def _hook(lora: LoRA, rows: int, thread: int) -> Any:
         if threading.get_ident() != thread:
             return output  # another thread decodes with the same model
         (x,) = args  # [B, S, in]
-        addition: Tensor = lora(x[..., -rows:, :])
         if output.shape[-2] == rows:
             # The only case under autograd, which forbids writing in place.
-            return output.add(addition)
+            return output.add(lora(x))
         # The linear map has just made `output` and nobody else has seen it.
-        output[..., -rows:, :] += addition
+        lora.add_to(output[:, -rows:], x[:, -rows:])
         return output
 
     return add

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .attend import Attended
 from .cache import EvictableLayer
 from .masks import bottom_right_mask
 
@@ -63,8 +64,8 @@ class RaggedLayer(EvictableLayer):
         if padding is not None:
             raise ValueError("a ragged cache takes no padded tokens")
 
-    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention of the newest q tokens, head by head: [B, q, Hq, D]; ``key`` is the tail."""
+    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor) -> Attended:
+        """Attention of the newest q tokens, head by head; ``key`` is the tail."""
         batch, heads, rows, dim = query.shape
         kv_heads = key.shape[1]
         group = heads // kv_heads
@@ -85,7 +86,7 @@ class RaggedLayer(EvictableLayer):
                 scale=module.scaling,
             )
             out[row, :, mine] = one.view(group, rows, dim).transpose(0, 1)
-        return out
+        return Attended(out, None)
 
     def keep(self, *args: Any, **kwargs: Any) -> None:
         """Always an error: what has to be chosen a second time is refused before it is run."""
@@ -103,6 +104,17 @@ class RaggedLayer(EvictableLayer):
         new = torch.arange(tail, device=self.keys.device) + self.kept_seen[:, None]
         new = new.to(torch.int32)[:, None].expand(batch, heads, tail)
         return torch.cat([self.kept_positions, new], dim=2)
+
+    def dense(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values [B, Hkv, S, D], and which of them are real: bool [B, Hkv, S]."""
+        full = self.positions() >= 0
+        kept = full[:, :, : full.shape[2] - self.keys.shape[2]]
+        key, value = (
+            flat.new_zeros(*kept.shape, flat.shape[1])
+            for flat in (self.flat_keys, self.flat_values)
+        )
+        key[kept], value[kept] = self.flat_keys, self.flat_values
+        return torch.cat([key, self.keys], dim=2), torch.cat([value, self.values], dim=2), full
 
     @property
     def stored_length(self) -> int:

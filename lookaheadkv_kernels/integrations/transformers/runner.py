@@ -173,16 +173,27 @@ class Runner:
             cache.observer = None
 
     def whole(
-        self, prompt: Prompt, cache: EvictableCache, least_last: int, observer: Observer
+        self,
+        prompt: Prompt,
+        cache: EvictableCache,
+        least_last: int,
+        observer: Observer,
+        watch: Observer | None = None,
     ) -> Tensor:
-        """Append a prompt and evict nothing; the observer sees the last chunk.
+        """Append a prompt and evict nothing; the observer sees the last chunk, ``watch`` all.
 
         Returns the logits [B, vocabulary] of the last token.
         """
+
+        def last(cache: EvictableCache, index: int, query: Tensor, scale: float) -> None:
+            if watch is not None:
+                watch(cache, index, query, scale)
+            observer(cache, index, query, scale)
+
         bounds = chunk_bounds(prompt.num_tokens, self.chunk, least_last)
         for start, stop in bounds[:-1]:
-            self.forward(prompt.part(start, stop), cache, logits=False)
-        return self.forward(prompt.part(*bounds[-1]), cache, observer=observer)
+            self.forward(prompt.part(start, stop), cache, observer=watch, logits=False)
+        return self.forward(prompt.part(*bounds[-1]), cache, observer=last)
 
     def row_by_row(
         self,
@@ -269,6 +280,7 @@ class Runner:
                     new=[min(count, num_new) for count in counts],
                     num_lookahead=num_lookahead,
                     state=state,
+                    lse=cache.lse,
                 )
                 if self.record:
                     choices.append(Choice(cache.layers[index].kept_positions, chosen.scores))

@@ -59,6 +59,8 @@ class Recipe:
         kinds = dict(KINDS if kinds is None else kinds)
         if unknown := sorted(set(kinds) - set(MAKERS)):
             raise ValueError(f"unknown kinds {unknown}; there are {sorted(MAKERS)}")
+        if not skew > 0:
+            raise ValueError(f"skew must be > 0, got {skew}")
         self.tokenizer = tokenizer
         self.seed, self.split, self.kinds = seed, split, kinds
         self.min_tokens, self.max_tokens, self.skew = min_tokens, max_tokens, skew

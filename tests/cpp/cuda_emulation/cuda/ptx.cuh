@@ -102,6 +102,14 @@ inline int atomic_add_shared(int* address, int value) {
   return before;
 }
 
+// --- between blocks, which run one after the other here: who would have to wait would wait forever
+
+inline int atomic_add_device(int32_t* word, int value) { return atomic_add_shared(word, value); }
+inline void publish(int32_t* word) { *word = 1; }
+inline void wait_until_published(const int32_t* word) {
+  if (*word != 1) emulation::fail("waits for a block that has not run");
+}
+
 // --- matrix instructions
 
 struct Product {

@@ -1,0 +1,196 @@
+"""One measurement of the latency suite: our call and its peers, in turn, on fresh inputs."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bench.cases import Point
+from bench.clock import Call, Clock, clock_of, seconds_of
+from bench.measure import peak_extra_bytes
+from bench.ratios import Ratio, median_ratio
+from bench.work import Rates, Work
+
+Calls = Sequence[Call]  # the same call on several inputs
+LEAST_ROUNDS, MOST_ROUNDS = 7, 60
+# It reads a score on the host: no CUDA graph can hold it, and it is launched from Python.
+WAITING = "kvpress SnapKV"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """What someone else's code took, and how many times as long as ours."""
+
+    seconds: float
+    ratio: Ratio
+    peak_extra_bytes: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the suite's report."""
+
+    room: str
+    backend: str
+    models: str
+    num_prompt: int
+    dtype: str
+    budget: int | None
+    rounds: int
+    seconds: float
+    work: Work
+    rates: Rates
+    peak_extra_bytes: int
+    peers: dict[str, Peer]
+
+    @property
+    def name(self) -> str:
+        """Without the room and the backend."""
+        budget = "" if self.budget is None else f" budget {self.budget}"
+        return f"{self.models} {self.dtype} N={self.num_prompt}{budget}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, percentages of what was measured in this run included."""
+        floor = self.rates.floor(self.work)
+        return {
+            "room": self.room,
+            "backend": self.backend,
+            "models": self.models,
+            "num_prompt": self.num_prompt,
+            "dtype": self.dtype,
+            "budget": self.budget,
+            "rounds": self.rounds,
+            "seconds": self.seconds,
+            "bytes": self.work.bytes,
+            "flops": self.work.flops,
+            "floor_seconds": floor,
+            "percent_of_floor": 100 * floor / self.seconds,
+            "percent_of_copy_bandwidth": 100
+            * self.work.bytes
+            / self.seconds
+            / self.rates.bytes_per_second,
+            "percent_of_gemm_rate": 100
+            * self.work.flops
+            / self.seconds
+            / self.rates.flops_per_second,
+            "copy_bytes_per_second": self.rates.bytes_per_second,
+            "gemm_flops_per_second": self.rates.flops_per_second,
+            "peak_extra_bytes": self.peak_extra_bytes,
+            "peers": {
+                name: {
+                    "seconds": peer.seconds,
+                    "ratio": peer.ratio.value,
+                    "low": peer.ratio.low,
+                    "high": peer.ratio.high,
+                    "peak_extra_bytes": peer.peak_extra_bytes,
+                }
+                for name, peer in self.peers.items()
+            },
+        }
+
+
+class Turns:
+    """Our call's arguments for pytest-benchmark, each after a round of the peers."""
+
+    def __init__(self, clock: Clock, ours: Calls, peers: Mapping[str, Calls]) -> None:
+        self._clock = clock
+        self._ours: Iterator[Call] = itertools.cycle(ours)
+        self._peers = {name: itertools.cycle(calls) for name, calls in peers.items()}
+        self.seconds: dict[str, list[float]] = {name: [] for name in peers}
+
+    def __call__(self) -> tuple[tuple[Call], dict[str, Any]]:
+        """What pytest-benchmark calls before each of its rounds."""
+        for name, calls in self._peers.items():
+            self.seconds[name].append(seconds_of(self._clock, next(calls)))
+        return (next(self._ours),), {}
+
+
+def rounds_within(seconds: float, clock: Clock, calls: Mapping[str, Calls]) -> int:
+    """How many rounds of all calls take about that long; every call has then run on all inputs."""
+    for several in calls.values():
+        for call in several:
+            call()
+    once = sum(seconds_of(clock, several[0]) for several in calls.values())
+    return max(LEAST_ROUNDS, min(MOST_ROUNDS, int(seconds / once)))
+
+
+def measure(
+    benchmark: Any,
+    room: str,
+    backend: str,
+    point: Point,
+    budget: int | None,
+    ours: Calls,
+    peers: Mapping[str, Calls],
+    work: Work,
+    rates: Rates,
+    *,
+    rounds: int | None,
+    seconds: float,
+) -> Result:
+    """Time ours beside its peers through pytest-benchmark.
+
+    Args:
+        benchmark: the fixture; on a GPU its timer must be `gpu_timer`.
+        room: what is timed.
+        backend: whose kernels they are.
+        point: where in the grid.
+        budget: entries to keep, if that matters.
+        ours: our call on each set of inputs.
+        peers: theirs, by name.
+        work: what has to be done at least.
+        rates: of this device in this run.
+        rounds: as many; None: as many as ``seconds`` allow.
+        seconds: about how long to measure.
+    """
+    device = "cuda" if backend != "cpu" else "cpu"
+    clock = clock_of(device)
+    memory = {name: peak(calls, device) for name, calls in {"": ours, **peers}.items()}
+    ready = {
+        name: calls if name == WAITING else [clock.prepare(call) for call in calls]
+        for name, calls in {"": ours, **peers}.items()
+    }
+    count = rounds or rounds_within(seconds, clock, ready)
+    ours = ready.pop("")
+    turns = Turns(clock, ours, ready)
+    benchmark.group = f"{room} {point.label}" + ("" if budget is None else f"-budget{budget}")
+    benchmark.pedantic(_call, setup=turns, rounds=count, warmup_rounds=1)
+    own = list(benchmark.stats.stats.data)
+    result = Result(
+        room,
+        backend,
+        point.models,
+        point.num_prompt,
+        point.case.dtype_name,
+        budget,
+        count,
+        statistics.median(own),
+        work,
+        rates,
+        memory[""],
+        {
+            name: Peer(
+                statistics.median(taken[-count:]),
+                median_ratio(taken[-count:], own),
+                memory[name],
+            )
+            for name, taken in turns.seconds.items()
+        },
+    )
+    benchmark.extra_info.update(result.as_dict())
+    return result
+
+
+def _call(call: Call) -> object:
+    return call()
+
+
+def peak(calls: Calls, device: torch.device | str) -> int:
+    """Extra memory of the second call: the first allocates what is kept, or compiles."""
+    calls[0]()
+    return peak_extra_bytes(calls[-1], device)

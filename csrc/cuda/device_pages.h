@@ -1,0 +1,54 @@
+// Host side of keys.cuh: a call on a paged cache as the kernels take it.
+#pragma once
+
+#include <algorithm>
+
+#include "cuda/device_problem.h"
+#include "cuda/keys.cuh"
+#include "cuda/paged_kernels.h"
+
+namespace lookaheadkv::cuda {
+
+inline DevicePlan device_plan(const BatchPlan& plan) {
+  return {plan.fields, static_cast<int32_t>(plan.num_requests)};
+}
+
+// As if every request were as long, and had as many rows, as there is room for.
+inline DeviceProblem device_problem(const PagedCall& call) {
+  Problem problem;
+  problem.batch = call.batch.num_requests;
+  problem.num_heads = call.num_heads;
+  problem.num_kv_heads = call.num_kv_heads;
+  problem.num_rows = std::max<int64_t>(1, std::min(call.batch.num_rows, call.batch.max_seq_len));
+  problem.num_prompt = call.batch.max_seq_len;
+  problem.head_dim = call.head_dim;
+  problem.scale = call.scale;
+  return device_problem(problem, call.query, call.query, call.query);
+}
+
+inline DevicePages device_pages(const PagedCall& call) {
+  const PagedView& cache = call.cache;
+  // Of quantised keys eight bytes are read at once.
+  const int64_t bytes = cache.quantised == Quantised::kNone ? 16 : 8;
+  bool vector = reinterpret_cast<uintptr_t>(cache.data) % static_cast<uintptr_t>(bytes) == 0;
+  for (const int64_t stride : {cache.stride_block, cache.stride_slot, cache.stride_h}) {
+    vector = vector && stride * cache.bytes_per_element() % bytes == 0;
+  }
+  return {static_cast<const char*>(cache.data),
+          cache.stride_block,
+          cache.stride_slot,
+          cache.stride_h,
+          vector,
+          static_cast<int32_t>(cache.quantised),
+          cache.scale.data,
+          cache.scale.stride_block,
+          cache.scale.stride_slot,
+          cache.scale.stride_h,
+          call.table.blocks,
+          call.table.max_blocks,
+          static_cast<int32_t>(cache.num_blocks),
+          static_cast<int32_t>(cache.page_size),
+          device_plan(call.plan)};
+}
+
+}  // namespace lookaheadkv::cuda

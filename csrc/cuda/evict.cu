@@ -1,0 +1,111 @@
+// All four rooms of score_and_evict, in at most three launches where a block can select a row:
+// log-sum-exp (unless it is given), scores, and select and gather in one.
+//
+// That last kernel's blocks take tickets: the first ones select a row each and say so, the later
+// ones copy a part of a row's entries as soon as its indices are there. Nobody waits for a block
+// that has not started, whatever order they start in: a ticket is smaller than those taken after
+// it.
+#include "cuda/gather.cuh"
+#include "cuda/kernels.h"
+#include "cuda/launch.cuh"
+#include "cuda/select_row.cuh"
+#include "cuda/splits.h"
+
+namespace lookaheadkv::cuda {
+
+namespace {
+
+constexpr int64_t kMostTickets = 1 << 30;
+constexpr int kThreadChunks = 4;  // of K and of V each, loads that do not wait for each other
+
+struct EvictParams {
+  SelectParams select;
+  GatherParams gather;
+  int32_t* progress;  // [1 + rows], zero at first: the next ticket; 1 where a row is selected
+  int32_t blocks_per_row;
+};
+
+// One block's part of the entries of one row.
+template <class E>
+__device__ __forceinline__ void gather_part(const GatherParams& params, int row, int part) {
+  const int chunks = static_cast<int>(params.num_kept) * params.row_chunks;
+  const int b = row / params.kv_heads, h = row % params.kv_heads;
+  const int begin = part * kRowThreads * kThreadChunks + thread_index();
+#pragma unroll
+  for (int i = 0; i < kThreadChunks; ++i) {
+    const int at = begin + i * kRowThreads;
+    if (at >= chunks) continue;
+    gather_chunk<E>(params, b, h, row * params.num_kept + at / params.row_chunks,
+                    at % params.row_chunks);
+  }
+}
+
+template <class E, int kHalf>
+__global__ void __launch_bounds__(kRowThreads) select_gather_kernel(const EvictParams params) {
+  start_kernel();
+  int* const ticket_of_block = reinterpret_cast<int*>(shared_memory());
+  if (thread_index() == 0) *ticket_of_block = atomic_add_device(params.progress, 1);
+  sync_threads();
+  const int ticket = *ticket_of_block;
+  sync_threads();  // everyone has read it: the memory is select_row's now
+  const int rows = static_cast<int>(params.gather.rows);
+  int32_t* const selected = params.progress + 1;
+  if (ticket < rows) {
+    select_row<kHalf>(params.select, ticket);
+    sync_threads();
+    if (thread_index() == 0) publish(selected + ticket);
+    return;
+  }
+  const int row = (ticket - rows) / params.blocks_per_row;
+  if (thread_index() == 0) wait_until_published(selected + row);
+  sync_threads();
+  gather_part<E>(params.gather, row, (ticket - rows) % params.blocks_per_row);
+}
+
+template <class E>
+void launch_select_gather(const EvictParams& params, int64_t blocks, Stream stream) {
+  const auto kernel = params.select.half == kUsualHalf ? select_gather_kernel<E, kUsualHalf>
+                                                       : select_gather_kernel<E, 0>;
+  launch(kernel, blocks, kRowThreads, select_row_shared(params.select.half), stream, true, params);
+}
+
+}  // namespace
+
+void score_and_evict(const Problem& problem, const TensorView& query, const TensorView& key,
+                     const TensorView& value, const float* lse, const SelectOptions& options,
+                     const Eviction& out, Workspace& workspace, const Device& device) {
+  const int64_t rows = problem.batch * problem.num_kv_heads;
+  const SelectParams selection = select_params(problem, out.scores, options, out.indices);
+  const GatherParams gather =
+      gather_params(problem.batch, problem.num_kv_heads, problem.num_keys(), problem.head_dim, key,
+                    value, out.indices, selection.slots, out.key, out.value);
+  const int64_t row_chunks = gather.num_kept * gather.row_chunks;
+  const int64_t blocks_per_row = ceil_div(row_chunks, kRowThreads * kThreadChunks);
+  // Without prompt keys no kernel of the scores would clear the progress. Tickets and the chunks of
+  // a row are 32-bit numbers.
+  const bool at_once = problem.num_prompt > 0 && fits_one_block(selection) &&
+                       rows * (1 + blocks_per_row) < kMostTickets && row_chunks < kMostTickets;
+  const Cleared progress = {at_once ? workspace.take<int32_t>(1 + rows) : nullptr, 1 + rows};
+  const RowLse row_lse =
+      lse != nullptr ? RowLse{lse, problem.num_rows, nullptr, 0}
+                     : attention(problem, query, key, key, nullptr, nullptr, workspace, device);
+  if (!workspace.counting()) {
+    column_scores(problem, query, key, row_lse, out.scores, lse == nullptr, device, progress);
+  }
+  if (!at_once) {
+    select(problem, out.scores, options, out.indices, workspace, true, device);
+    if (workspace.counting()) return;
+    gather_kv(problem.batch, problem.num_kv_heads, problem.num_keys(), problem.head_dim, key, value,
+              out.indices, selection.slots, out.key, out.value, true, device);
+    return;
+  }
+  if (workspace.counting()) return;
+  const EvictParams params = {selection, gather, progress.words,
+                              static_cast<int32_t>(blocks_per_row)};
+  const int64_t blocks = rows * (1 + blocks_per_row);
+  const auto stream = static_cast<Stream>(device.stream);
+  element_size(key.dtype) == 4 ? launch_select_gather<uint32_t>(params, blocks, stream)
+                               : launch_select_gather<uint16_t>(params, blocks, stream);
+}
+
+}  // namespace lookaheadkv::cuda

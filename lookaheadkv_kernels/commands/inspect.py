@@ -1,0 +1,151 @@
+"""``lookaheadkv inspect``: what each policy keeps of a prompt, as a page."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..policies import POLICY_NAMES
+from .building import policies_of, sources_of
+from .options import add_data_options, add_model_options, add_policy_options, budget
+
+DESCRIPTION = """\
+Write a page that shows what policies keep of a prompt, side by side, with the answer that the model
+gives from each cache. The prompt is a text, a file, or a sample of a task as `lookaheadkv eval`
+numbers them, so that a failure there can be looked at.
+"""
+INSPECTED = tuple(name for name in POLICY_NAMES if name != "full")
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the subcommand."""
+    parser = commands.add_parser(
+        "inspect", help="show what policies keep of a prompt, as a page", description=DESCRIPTION
+    )
+    add_model_options(parser)
+    parser.add_argument("--output", type=Path, required=True, help="the page, .html")
+    parser.add_argument("--png", type=Path, help="a picture of it, too")
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", help="the user's turn, as text")
+    prompt.add_argument("--prompt-file", type=Path, help="the same from a file")
+    prompt.add_argument("--task", help="a sample of this task, e.g. niah_single_2")
+    parser.add_argument(
+        "--sample", type=int, default=0, help="of the task, counted from 0 (default: 0)"
+    )
+    parser.add_argument("--length", type=int, default=1024, help="of the sample (default: 1024)")
+    parser.add_argument("--seed", type=int, default=0, help="of the task (default: 0)")
+    parser.add_argument(
+        "--policy",
+        nargs="+",
+        choices=INSPECTED,
+        default=["lookahead", "snapkv"],
+        metavar="NAME",
+        help=f"among {', '.join(INSPECTED)} (default: lookahead snapkv)",
+    )
+    parser.add_argument(
+        "--budget",
+        nargs="+",
+        type=budget,
+        default=[64],
+        metavar="N",
+        help="entries kept a KV head: counts, or ratios such as 0.1 (default: 64)",
+    )
+    parser.add_argument(
+        "--mark",
+        nargs="+",
+        default=[],
+        metavar="TEXT",
+        help="point out where the prompt first says these (default: what a task's sample wants)",
+    )
+    parser.add_argument("--no-chat", action="store_true", help="the text goes on, without a turn")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=64, help="longest answer to a text (default: 64)"
+    )
+    parser.add_argument("--chunk", type=int, help="prefill in parts of so many tokens")
+    add_policy_options(parser)
+    add_data_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the page; print the answers."""
+    import torch
+
+    from ..evaluation.inspection import inspect_prompt
+    from ..integrations.transformers.attention import attach
+    from ..integrations.transformers.eviction import check_supported
+    from ..integrations.transformers.loading import load
+    from ..policies.base import check_at_least, check_budget
+    from ..visual import write_html, write_png
+
+    check_at_least("sample", arguments.sample, 0)
+    check_at_least("max_new_tokens", arguments.max_new_tokens, 1)
+    model, tokenizer = load(
+        arguments.model, dtype=getattr(torch, arguments.dtype), device=arguments.device
+    )
+    check_supported(model)
+    attach(model)
+    for value in arguments.budget:
+        check_budget(value, model.config.num_hidden_layers)
+    sample, score = _sample(arguments, tokenizer)
+    policies, _ = policies_of(arguments, model)
+    picture, answers = inspect_prompt(
+        model,
+        tokenizer,
+        sample,
+        policies,
+        list(dict.fromkeys(arguments.budget)),
+        score=score,
+        marked=_marked(arguments, tokenizer, sample),
+        title=_title(arguments, len(sample.prompt_ids)),
+        chunk=arguments.chunk,
+    )
+    write_html(arguments.output, picture)
+    if arguments.png is not None:
+        write_png(arguments.png, picture)
+    for answer in answers:
+        told = "" if answer.score is None else f"{100 * answer.score:3.0f} %  "
+        size = "all" if answer.budget is None else answer.budget
+        print(f"{answer.policy:14} {size:>5}  {told}{' '.join(answer.text.split())}")
+    print(f"written: {arguments.output}")
+    return 0
+
+
+def _sample(arguments: argparse.Namespace, tokenizer: Any) -> Any:
+    """The prompt, and how its answers are scored."""
+    from ..evaluation.catalog import make_tasks
+    from ..evaluation.task import Sample, encode_prompt, read_text
+
+    if arguments.task is not None:
+        tasks = make_tasks([arguments.task], tokenizer, arguments.seed, sources_of(arguments))
+        if len(tasks) != 1:
+            raise ValueError(f"task {arguments.task} is a group: name one of its tasks")
+        (task,) = tasks
+        if task.num_samples is not None and arguments.sample >= task.num_samples:
+            raise ValueError(
+                f"{task.name} has {task.num_samples} samples, got --sample {arguments.sample}"
+            )
+        length = arguments.length if task.lengths else 0
+        return task.sample(length, arguments.sample), task.score
+    text = arguments.prompt
+    if arguments.prompt_file is not None:
+        text = read_text(arguments.prompt_file)
+    ids = encode_prompt(tokenizer, text, chat=not arguments.no_chat)
+    if not ids:
+        raise ValueError("the prompt is empty")
+    return Sample(ids, (), arguments.max_new_tokens, {}), lambda answers, sample: None
+
+
+def _marked(arguments: argparse.Namespace, tokenizer: Any, sample: Any) -> list[tuple[str, str]]:
+    """What to point out: what was asked for, or what the sample wants and the prompt says."""
+    if arguments.mark:
+        return [(text, text) for text in arguments.mark]
+    prompt = tokenizer.decode(sample.prompt_ids, clean_up_tokenization_spaces=False)
+    return [("wanted", text) for text in sample.references if text and text in prompt]
+
+
+def _title(arguments: argparse.Namespace, num_tokens: int) -> str:
+    if arguments.task is None:
+        return f"What stays of {num_tokens:,} tokens"
+    return f"{arguments.task}, sample {arguments.sample}: what stays of {num_tokens:,} tokens"

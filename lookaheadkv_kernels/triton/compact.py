@@ -1,0 +1,258 @@
+"""Room 4 over a paged cache: the kept entries of every layer and head move, in place.
+
+One program moves one head of one request in one tensor. The order of its copies is what makes it
+right: kept positions ascend and destinations are consecutive, so ``source - destination`` never
+falls along a row. Entries that move to a higher position come first, and are copied from the last
+to the first; those that move to a lower one follow, copied from the first to the last. A chunk is
+read as a whole before any of it is written (a barrier between the two), and nothing that is still
+to be read lies where it writes: what is read later is further on in the direction of travel. Other
+heads are other bytes; that other requests' programs run at the same time is the caller's contract
+(lookaheadkv_kernels/paged.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import heuristics
+from .launch import launch
+from .tiles import page_of
+
+NUMBERS = tl.constexpr(32)  # that one launch of store_numbers_kernel writes
+WORDS = {1: tl.int8, 2: tl.int16, 4: tl.int32, 8: tl.int64}
+
+
+@triton.jit
+def store_numbers_kernel(
+    out_ptr,  # [count] int64
+    count,
+    a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, a10, a11, a12, a13, a14, a15, a16, a17, a18, a19,
+    a20, a21, a22, a23, a24, a25, a26, a27, a28, a29, a30, a31,
+):  # fmt: skip
+    """Numbers of the host's on the device, by way of arguments: nothing waits, graphs keep them."""
+    at = tl.arange(0, NUMBERS)
+    value = tl.zeros([NUMBERS], tl.int64)
+    given = (
+        a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, a10, a11, a12, a13, a14, a15, a16, a17, a18, a19,
+        a20, a21, a22, a23, a24, a25, a26, a27, a28, a29, a30, a31,
+    )  # fmt: skip
+    for i in tl.static_range(NUMBERS):
+        value = tl.where(at == i, given[i].to(tl.int64), value)
+    tl.store(out_ptr + at, value, mask=at < count)
+
+
+@triton.jit
+def copy_chunk(
+    base,  # of one head
+    indices_ptr,
+    src_table_ptr,
+    dst_table_ptr,
+    begin,
+    end,
+    start,
+    page_size,
+    max_src_blocks,
+    max_dst_blocks,
+    num_blocks,
+    stride_block,
+    stride_slot,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+):
+    """Entries begin .. end - 1, at most BLOCK: all read, then all written."""
+    entry = begin + tl.arange(0, BLOCK)
+    inside = entry < end
+    source = tl.load(indices_ptr + entry, mask=inside, other=0)
+    to = start + entry
+    # What the tables do not reach is left alone: a GPU cannot report it.
+    inside = inside & (source < max_src_blocks * page_size)
+    inside = inside & (to >= 0) & (to < max_dst_blocks * page_size)
+    word = tl.arange(0, BLOCK_WIDTH)
+    mask = inside[:, None] & (word < WIDTH)[None, :]
+    block, slot = page_of(src_table_ptr, source, inside, page_size, max_src_blocks, num_blocks)
+    from_row = base + block * stride_block + slot * stride_slot
+    words = tl.load(from_row[:, None] + word[None, :], mask=mask, other=0)
+    block, slot = page_of(dst_table_ptr, to, inside, page_size, max_dst_blocks, num_blocks)
+    to_row = base + block * stride_block + slot * stride_slot
+    tl.debug_barrier()
+    tl.store(to_row[:, None] + word[None, :], words, mask=mask)
+    tl.debug_barrier()
+
+
+@triton.jit(
+    do_not_specialize=[
+        "num_caches",
+        "num_requests",
+        "kv_heads",
+        "index_heads",
+        "num_slots",
+        "max_src_blocks",
+        "max_dst_blocks",
+        "num_blocks",
+    ]
+)
+def compact_kv_cache_kernel(
+    places_ptr,  # [2, caches] int64: the address and the layer of each
+    indices_ptr,  # [layers, R, Hkv or 1, K] int32, contiguous
+    kept_lens_ptr,  # [layers, R] int32, contiguous
+    dst_start_ptr,  # [layers, R] int32, contiguous, or None
+    src_table_ptr,  # [R, max_src_blocks] int32, contiguous
+    dst_table_ptr,  # [R, max_dst_blocks] int32, contiguous
+    stride_block,
+    stride_slot,
+    stride_h,
+    num_caches,
+    num_requests,
+    kv_heads,
+    index_heads,
+    num_slots,
+    page_size,
+    max_src_blocks,
+    max_dst_blocks,
+    num_blocks,
+    WORD: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+):
+    """One head of one request in one tensor."""
+    pid = tl.program_id(0)
+    h = (pid % kv_heads).to(tl.int64)
+    r = (pid // kv_heads % num_requests).to(tl.int64)
+    cache = pid // kv_heads // num_requests
+    row = tl.load(places_ptr + num_caches + cache) * num_requests + r
+    base = tl.load(places_ptr + cache).to(tl.pointer_type(WORD)) + h * stride_h
+    head_indices = indices_ptr + (row * index_heads + h % index_heads) * num_slots
+    start = 0
+    if dst_start_ptr is not None:
+        start = tl.load(dst_start_ptr + row)
+    count = tl.minimum(tl.load(kept_lens_ptr + row), num_slots)
+
+    # Entries that are there end the count; those that move up are the first `up`.
+    up = 0
+    there = 0
+    for begin in range(0, count, BLOCK):
+        entry = begin + tl.arange(0, BLOCK)
+        source = tl.load(head_indices + entry, mask=entry < count, other=-1)
+        there += tl.sum((source >= 0).to(tl.int32), 0)
+        up += tl.sum(((source >= 0) & (source < start + entry)).to(tl.int32), 0)
+    src_row = src_table_ptr + r * max_src_blocks
+    dst_row = dst_table_ptr + r * max_dst_blocks
+    for i in range(tl.cdiv(up, BLOCK)):
+        begin = (tl.cdiv(up, BLOCK) - 1 - i) * BLOCK
+        copy_chunk(
+            base, head_indices, src_row, dst_row, begin, up, start, page_size,
+            max_src_blocks, max_dst_blocks, num_blocks, stride_block, stride_slot,
+            WIDTH, BLOCK, BLOCK_WIDTH,
+        )  # fmt: skip
+    for begin in range(up, there, BLOCK):
+        copy_chunk(
+            base, head_indices, src_row, dst_row, begin, there, start, page_size,
+            max_src_blocks, max_dst_blocks, num_blocks, stride_block, stride_slot,
+            WIDTH, BLOCK, BLOCK_WIDTH,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Words:
+    """How the entries of a cache are cut: caches of equal words share a launch."""
+
+    size: int  # bytes of a word
+    width: int  # words of an entry
+    stride_block: int  # in words
+    stride_slot: int
+    stride_h: int
+
+
+def words_of(cache: Tensor) -> Words:
+    """The widest words that the entries of a cache are whole numbers of."""
+    size = cache.element_size()
+    entry = size * (cache.shape[3] if cache.dim() == 4 else 1)
+    # A dimension of one element has any stride.
+    steps = [
+        step * size if n > 1 else 0
+        for n, step in zip(cache.shape[:3], cache.stride()[:3], strict=True)
+    ]
+    numbers = (entry, cache.data_ptr(), *steps)
+    word = next(width for width in (8, 4, 2, 1) if all(x % width == 0 for x in numbers))
+    return Words(word, entry // word, *(step // word for step in steps))
+
+
+def store_numbers(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """int64 [len(numbers)] on the device, without a copy from the host."""
+    out = torch.empty(len(numbers), dtype=torch.int64, device=device)
+    step = NUMBERS.value
+    for begin in range(0, len(numbers), step):
+        part = list(numbers[begin : begin + step])
+        padded = part + [0] * (step - len(part))
+        launch(
+            store_numbers_kernel,
+            (1,),
+            out,
+            out_ptr=out[begin:],
+            count=len(part),
+            num_warps=1,
+            **{f"a{i}": number for i, number in enumerate(padded)},
+        )
+    return out
+
+
+def compact_kv_cache(
+    caches: Sequence[Tensor],  # num_layers * P, each [num_blocks, page_size, Hkv, *]
+    indices: Tensor,  # [num_layers, R, Hkv or 1, K] int32, contiguous
+    kept_lens: Tensor,  # [num_layers, R] int32, contiguous
+    src_block_table: Tensor,  # [R, max_blocks] int32, contiguous
+    dst_block_table: Tensor,  # [R, max_dst_blocks] int32, contiguous
+    dst_start: Tensor | None,  # [num_layers, R] int32, contiguous
+) -> None:
+    """One launch for all caches that are laid out alike, and one for every sixteen caches."""
+    num_layers, num_requests, index_heads, num_slots = indices.shape
+    parts = len(caches) // num_layers
+    groups: dict[Words, list[int]] = {}
+    for at, cache in enumerate(caches):
+        groups.setdefault(words_of(cache), []).append(at)
+    num_blocks, page_size, kv_heads = caches[0].shape[:3]
+    if num_requests * num_slots * num_blocks == 0:
+        return
+    for words, members in groups.items():
+        if words.width == 0:
+            continue
+        width = heuristics.next_power_of_two(words.width)
+        block = max(16, min(256, 2048 // width))
+        places = [caches[at].data_ptr() for at in members] + [at // parts for at in members]
+        launch(
+            compact_kv_cache_kernel,
+            (len(members) * num_requests * kv_heads,),
+            indices,
+            places_ptr=store_numbers(places, indices.device),
+            indices_ptr=indices,
+            kept_lens_ptr=kept_lens,
+            dst_start_ptr=dst_start,
+            src_table_ptr=src_block_table,
+            dst_table_ptr=dst_block_table,
+            stride_block=words.stride_block,
+            stride_slot=words.stride_slot,
+            stride_h=words.stride_h,
+            num_caches=len(members),
+            num_requests=num_requests,
+            kv_heads=kv_heads,
+            index_heads=index_heads,
+            num_slots=num_slots,
+            page_size=page_size,
+            max_src_blocks=src_block_table.shape[1],
+            max_dst_blocks=dst_block_table.shape[1],
+            num_blocks=num_blocks,
+            WORD=WORDS[words.size],
+            WIDTH=words.width,
+            BLOCK=block,
+            BLOCK_WIDTH=width,
+            num_warps=4,
+            num_stages=1,  # nothing may be read ahead of what is written
+        )

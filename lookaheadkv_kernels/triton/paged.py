@@ -1,0 +1,123 @@
+"""The lengths of a paged batch, worked out on the device once for all kernels of an op.
+
+Everything that a kernel asks of ``cu_seqlens_q``, ``seq_lens`` and ``budgets`` is in one small
+tensor, clamped to what there is: the host must not look, and a GPU cannot report.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import heuristics
+from .launch import launch
+
+
+@triton.jit(do_not_specialize=["num_requests", "num_rows", "num_queries", "most_keys", "pinned"])
+def plan_kernel(
+    cu_seqlens_ptr,  # [R + 1] int32
+    seq_lens_ptr,  # [R] int32
+    budgets_ptr,  # [R] int32, or None
+    out_plan_ptr,  # [5, R] int32: the fields of Plan
+    out_kept_lens_ptr,  # [R] int32
+    num_requests,
+    num_rows,
+    num_queries,
+    most_keys,
+    max_budget,
+    pinned,
+    KEEP_OBSERVATION: tl.constexpr,
+    SCORE_ALL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """BLOCK requests."""
+    r = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = r < num_requests
+    end = tl.load(cu_seqlens_ptr + r + 1, mask=inside, other=0)
+    begin = tl.load(cu_seqlens_ptr + r, mask=inside, other=0)
+    end = tl.minimum(tl.maximum(end, 0), num_queries)
+    begin = tl.minimum(tl.maximum(begin, 0), end)
+    length = tl.load(seq_lens_ptr + r, mask=inside, other=0)
+    length = tl.minimum(tl.maximum(length, 0), most_keys)
+    rows = tl.minimum(tl.minimum(end - begin, num_rows), length)
+    prompt = length - rows
+    budget = tl.zeros([BLOCK], tl.int32) + max_budget
+    if budgets_ptr is not None:
+        budget = tl.minimum(tl.load(budgets_ptr + r, mask=inside, other=0), max_budget)
+    appended = tl.zeros([BLOCK], tl.int32)
+    if KEEP_OBSERVATION:
+        appended = rows
+    entries = prompt + appended
+    everything = entries <= budget
+    # A budget that cannot hold what is pinned counts as 0.
+    chosen = (budget > 0) & (budget >= pinned + appended) & (rows > 0) & (entries > budget)
+    count = tl.where(everything, prompt, tl.where(chosen, budget - appended, 0))
+    scored = rows
+    if not SCORE_ALL:
+        scored = tl.where(chosen, rows, 0)
+    tl.store(out_plan_ptr + r, end - rows, mask=inside)
+    tl.store(out_plan_ptr + num_requests + r, scored, mask=inside)
+    tl.store(out_plan_ptr + 2 * num_requests + r, prompt, mask=inside)
+    tl.store(out_plan_ptr + 3 * num_requests + r, count, mask=inside)
+    appended = tl.where(everything | chosen, appended, 0)
+    tl.store(out_plan_ptr + 4 * num_requests + r, appended, mask=inside)
+    tl.store(out_kept_lens_ptr + r, tl.where(chosen, budget, entries), mask=inside)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a paged batch's lengths mean, each int32 [R] on the device."""
+
+    first_rows: Tensor  # of the observation rows, among the packed queries
+    rows: Tensor  # L_r; 0 for requests that are not scored
+    prompts: Tensor  # N_r
+    counts: Tensor  # prompt positions that are kept
+    appended: Tensor  # observation rows that are kept
+    kept_lens: Tensor
+
+
+def plan(
+    cu_seqlens_q: Tensor,  # [R + 1] int32, contiguous, as the others
+    seq_lens: Tensor,  # [R] int32
+    budgets: Tensor | None,  # [R] int32
+    num_rows: int,
+    num_queries: int,
+    most_keys: int,
+    *,
+    max_budget: int = 0,
+    pinned: int = 0,
+    keep_observation: bool = False,
+    score_all: bool = False,
+    kept_lens: Tensor | None = None,  # [R] int32, written
+) -> Plan:
+    """The plan of one op; ``score_all``: whatever the budgets are."""
+    num_requests = seq_lens.shape[0]
+    fields = torch.empty((5, num_requests), dtype=torch.int32, device=seq_lens.device)
+    kept_lens = torch.empty_like(seq_lens) if kept_lens is None else kept_lens
+    block = 256
+    launch(
+        plan_kernel,
+        (heuristics.ceil_div(num_requests, block),),
+        seq_lens,
+        cu_seqlens_ptr=cu_seqlens_q,
+        seq_lens_ptr=seq_lens,
+        budgets_ptr=budgets,
+        out_plan_ptr=fields,
+        out_kept_lens_ptr=kept_lens,
+        num_requests=num_requests,
+        num_rows=num_rows,
+        num_queries=num_queries,
+        most_keys=most_keys,
+        max_budget=max_budget,
+        pinned=pinned,
+        KEEP_OBSERVATION=keep_observation,
+        SCORE_ALL=score_all,
+        BLOCK=block,
+        num_warps=4,
+    )
+    first_rows, rows, prompts, counts, appended = fields.unbind(0)
+    return Plan(first_rows, rows, prompts, counts, appended, kept_lens)

@@ -1,0 +1,85 @@
+// score_and_evict: the same bits as scores, select and gather one by one, in at most three
+// launches.
+#include "check_cuda.h"
+#include "cuda/launch.cuh"
+
+namespace lookaheadkv::cuda {
+
+using namespace cpu;  // the inputs
+
+namespace {
+
+struct Kept {
+  std::vector<char> key, value;
+  std::vector<int32_t> indices;
+  std::vector<float> scores;
+
+  Kept(const Inputs& in, int64_t slots)
+      : key(static_cast<size_t>(in.p.batch * in.p.num_kv_heads * slots * in.k.row_size()), '\xff'),
+        value(key),
+        indices(static_cast<size_t>(in.p.batch * in.p.num_kv_heads * slots), -7),
+        scores(static_cast<size_t>(in.p.batch * in.p.num_kv_heads * in.p.num_prompt), NAN) {}
+  bool operator==(const Kept& other) const {
+    return same_bits(key, other.key) && same_bits(value, other.value) && indices == other.indices &&
+           same_bits(scores, other.scores);
+  }
+};
+
+void check_call(const Inputs& in, const SelectOptions& options, const float* lse,
+                const std::string& name) {
+  const Problem& p = in.p;
+  const TensorView q = in.q.view(), k = in.k.view(), v = in.v.view();
+  const int64_t slots = std::min(options.budget, p.num_prompt) + options.append_rows;
+  Kept actual(in, slots), expected(in, slots);
+  const int64_t before = emulated_launches;
+  with_workspace([&](Workspace& workspace) {
+    score_and_evict(
+        p, q, k, v, lse, options,
+        {actual.key.data(), actual.value.data(), actual.indices.data(), actual.scores.data()},
+        workspace, chip(16));
+  });
+  const int64_t launches = emulated_launches - before;
+  with_workspace([&](Workspace& workspace) {
+    const RowLse rows = lse != nullptr
+                            ? RowLse{lse, p.num_rows, nullptr, 0}
+                            : attention(p, q, k, k, nullptr, nullptr, workspace, chip(16));
+    if (!workspace.counting()) {
+      column_scores(p, q, k, rows, expected.scores.data(), false, chip(16));
+    }
+    select(p, expected.scores.data(), options, expected.indices.data(), workspace, true, chip(16));
+  });
+  gather_kv(p.batch, p.num_kv_heads, p.num_keys(), p.head_dim, k, v, expected.indices.data(), slots,
+            expected.key.data(), expected.value.data(), true, chip(16));
+  check(actual == expected, name + ": as the rooms one by one");
+  if (options.pool_kernel <= 63) {
+    check(launches <= (lse == nullptr ? 3 : 2),
+          name + ": " + std::to_string(launches) + " launches");
+  }
+}
+
+}  // namespace
+
+void check_evict() {
+  std::mt19937 random(12);
+  const Shape shapes[] = {{1, 2, 2, 5, 0, 64},    {2, 3, 2, 7, 61, 40},   {1, 2, 4, 32, 400, 128},
+                          {2, 1, 1, 3, 2500, 16}, {1, 1, 2, 9, 200, 256}, {1, 1, 1, 1, 1, 8}};
+  int turn = 0;
+  for (const Shape& shape : shapes) {
+    const DType dtype = static_cast<DType>(turn % 3);
+    const Inputs in(shape, dtype, shape.num_prompt > 8 && turn % 2 == 1,
+                    1.0 / std::sqrt(static_cast<double>(shape.head_dim)), turn, random);
+    const std::string name = "evict N=" + std::to_string(shape.num_prompt);
+    std::vector<float> lse(
+        static_cast<size_t>(shape.batch * shape.num_kv_heads * shape.group * shape.num_rows), 1.0f);
+    const int64_t n = shape.num_prompt;
+    for (const SelectOptions& options :
+         {SelectOptions{n / 3 + 1, 7, 0, 0, 0}, SelectOptions{n / 2 + 5, 1, 2, 3, shape.num_rows},
+          SelectOptions{0, 7, 0, 0, shape.num_rows}, SelectOptions{n / 4 + 5, 65, 0, 1, 0}}) {
+      check_call(in, options, nullptr, name);
+      check_call(in, options, lse.data(), name + " with lse");
+    }
+    ++turn;
+  }
+}
+
+}  // namespace lookaheadkv::cuda
