@@ -106,6 +106,20 @@ def test_a_build_beside_the_installed_package(variant: Path) -> None:
     checked([sys.executable, "-c", LOAD, variant, NAME])
 
 
+def test_the_kernels_package_loads_it(variant: Path) -> None:
+    """Its own resolver, metadata checks and importer, where it is installed."""
+    pytest.importorskip("kernels")
+    code = f"""
+import sys, torch
+from pathlib import Path
+from kernels import get_local_kernel
+module = get_local_kernel(Path({str(variant.parents[1])!r}), backend="cpu")
+assert module.__name__ == {NAME!r}
+assert module.select(torch.empty(2, 3, 40, device="meta"), 8).shape == (2, 3, 8)
+"""
+    checked([sys.executable, "-c", code])
+
+
 def test_a_library_of_another_namespace_is_refused(tmp_path: Path) -> None:
     library = tmp_path / "some.so"
     library.write_bytes(b"torch.ops.lookaheadkv")

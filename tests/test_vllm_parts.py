@@ -81,7 +81,7 @@ def test_an_engine_that_can_evict_is_not_refused() -> None:
         ({"cache_dtype": "fp8_e5m2"}, r"quantised KV cache \(fp8_e5m2\)"),
         ({"isa": "amx"}, "instruction set 'amx'"),
         ({"block_size": 64}, "blocks of 64 tokens are split into 32"),
-        ({"num_groups": 2}, "2 groups"),
+        ({"other_layers": ("a", "b")}, "a, b: layers with a cache of another kind"),
         ({"policy": "lookahead", "tensor_parallel": 2}, r"tensor parallelism \(2\)"),
         ({"policy": "lookahead", "lora": True}, "LoRA"),
     ],

@@ -21,7 +21,7 @@ STATES_PER_REQUEST = 4
 
 
 class Watched(NamedTuple):
-    """Rows of a step whose queries are remembered."""
+    """Rows of a step whose queries are remembered, to score with."""
 
     start: int
     stop: int
@@ -92,7 +92,8 @@ class Evictor:
             before, after = (max(n - 1, 0) // self.block_size for n in (computed, length))
             state = self._requests.step(computed, int(blocks[before]), int(blocks[after]))
             if bool(batch.is_prefilling[row]):
-                watched.append(Watched(starts[row], starts[row + 1], state))
+                if self._chooser is None:
+                    watched.append(Watched(starts[row], starts[row + 1], state))
             elif state.evicted_blocks is None:
                 self._cut(state, blocks, computed)
             if emptied := state.evicted_blocks:

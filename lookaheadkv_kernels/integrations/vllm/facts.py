@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vllm.config import get_layers_from_vllm_config
+from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+
 from .config import EvictionConfig
 from .refusals import EngineFacts, LayerFacts
 
@@ -27,7 +30,7 @@ def facts_of(
     """
     parallel = vllm_config.parallel_config
     cache = vllm_config.cache_config
-    other = set(vllm_config.compilation_config.static_forward_context) - set(layers)
+    with_cache = get_layers_from_vllm_config(vllm_config, AttentionLayerBase)
     return EngineFacts(
         prefix_caching=bool(cache.enable_prefix_caching),
         mla=bool(vllm_config.model_config.use_mla),
@@ -45,7 +48,7 @@ def facts_of(
         kernel_block_size=kv_cache_spec.block_size,
         policy=config.policy,
         lora=vllm_config.lora_config is not None,
-        num_groups=1 if not other else 2,
+        other_layers=tuple(sorted(set(with_cache) - set(layers))),
         layers=tuple(_layer_facts(name, layer.impl) for name, layer in layers.items()),
     )
 

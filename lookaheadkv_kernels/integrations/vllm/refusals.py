@@ -36,7 +36,7 @@ class EngineFacts:
     kernel_block_size: int = 32
     policy: str = "snapkv"
     lora: bool = False
-    num_groups: int = 1
+    other_layers: tuple[str, ...] = ()
     layers: tuple[LayerFacts, ...] = ()
 
 
@@ -65,7 +65,9 @@ def refusals(engine: EngineFacts) -> list[str]:
         f"blocks of {engine.block_size} tokens are split into {engine.kernel_block_size}": (
             engine.block_size != engine.kernel_block_size
         ),
-        f"{engine.num_groups} groups of cache blocks; one is supported": engine.num_groups != 1,
+        f"{', '.join(engine.other_layers)}: layers with a cache of another kind": bool(
+            engine.other_layers
+        ),
         f"policy 'lookahead' with tensor parallelism ({engine.tensor_parallel})": (
             engine.policy == "lookahead" and engine.tensor_parallel > 1
         ),
