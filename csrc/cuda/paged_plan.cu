@@ -54,7 +54,9 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(const PlanParams params)
   store(kPrompt, prompt);
   store(kCount, all ? prompt : chosen ? budget - appended : 0);
   store(kAppended, all || chosen ? appended : 0);
-  if (params.kept_lens != nullptr) params.kept_lens[r] = chosen ? budget : entries;
+  // Of a request that takes no part nothing is dropped, its own queries neither.
+  const int kept = all && budget > 0 ? entries : length;
+  if (params.kept_lens != nullptr) params.kept_lens[r] = chosen ? budget : kept;
 }
 
 }  // namespace

@@ -74,7 +74,9 @@ def plan_kernel(
     tl.store(out_plan_ptr + 3 * num_requests + r, count, mask=inside)
     appended = tl.where(everything | chosen, appended, 0)
     tl.store(out_plan_ptr + 4 * num_requests + r, appended, mask=inside)
-    tl.store(out_kept_lens_ptr + r, tl.where(chosen, budget, entries), mask=inside)
+    # Of a request that takes no part nothing is dropped, its own queries neither.
+    kept = tl.where(everything & (budget > 0), entries, length)
+    tl.store(out_kept_lens_ptr + r, tl.where(chosen, budget, kept), mask=inside)
 
 
 @dataclass(frozen=True)

@@ -254,8 +254,11 @@ void check_selection(const PagedInputs& in, int turn, std::mt19937& random,
     const int64_t appended = selection.keep_observation ? rows : 0;
     const int64_t entries = prompt + appended, budget = budgets[r];
     const bool chosen = entries > budget && budget > 0 && rows > 0;
-    expected_lens.push_back(static_cast<int32_t>(chosen ? budget : entries));
-    if (entries > budget && !chosen) continue;
+    const bool all = entries <= budget && budget > 0;
+    expected_lens.push_back(static_cast<int32_t>(chosen ? budget
+                                                 : all  ? entries
+                                                        : in.pages.lengths[r]));
+    if (!all && !chosen) continue;
     for (int64_t h = 0; h < heads; ++h) {
       std::vector<float> row(scores.begin() + (r * in.heads + h) * pitch,
                              scores.begin() + (r * in.heads + h) * pitch + prompt);
