@@ -27,6 +27,9 @@ struct ScoresTile {
   static constexpr int kFit = kMultiprocessorBytes / (kSharedBytes + 1024);
   static constexpr int kMost = D <= 128 ? 3 : 2;
   static constexpr int kResident = kFit > kMost ? kMost : kFit < 1 ? 1 : kFit;
+  // Finding keys in pages takes registers, too.
+  template <class Source>
+  static constexpr int kBlocks = Source::kPaged && kResident > 2 ? 2 : kResident;
 };
 
 // Sums eight values over the lanes of equal lane % 4. Value v of lanes 4 * g + pair ends, for
@@ -48,7 +51,7 @@ __device__ __forceinline__ float scatter_sum(const float (&v)[8]) {
 }
 
 template <class T, int D, class Source>
-__global__ void __launch_bounds__(ScoresTile<D>::kThreads, ScoresTile<D>::kResident)
+__global__ void __launch_bounds__(ScoresTile<D>::kThreads, ScoresTile<D>::template kBlocks<Source>)
     column_scores_mma_kernel(const ScoresParams params) {
   start_kernel();
   using Tile = ScoresTile<D>;
