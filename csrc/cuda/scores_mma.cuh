@@ -10,7 +10,7 @@
 
 namespace lookaheadkv::cuda {
 
-template <int D>
+template <int D, bool kPaged>
 struct ScoresTile {
   static constexpr int kWarps = 4;
   static constexpr int kThreads = 32 * kWarps;
@@ -23,9 +23,9 @@ struct ScoresTile {
   static constexpr int kSumsBytes = kWarps * kKeys * 4;  // of one tile
   static constexpr int kSharedBytes = kStages * kStageBytes + 2 * kSumsBytes + kRows * 4;
   // Blocks that share a multiprocessor: what its shared memory holds and, as a lane has all of its
-  // rows' Q in registers, those.
+  // rows' Q in registers, those. Finding keys in pages takes registers, too.
   static constexpr int kFit = kMultiprocessorBytes / (kSharedBytes + 1024);
-  static constexpr int kMost = D <= 128 ? 3 : 2;
+  static constexpr int kMost = D <= 128 && !kPaged ? 3 : 2;
   static constexpr int kResident = kFit > kMost ? kMost : kFit < 1 ? 1 : kFit;
 };
 
@@ -48,10 +48,11 @@ __device__ __forceinline__ float scatter_sum(const float (&v)[8]) {
 }
 
 template <class T, int D, class Source>
-__global__ void __launch_bounds__(ScoresTile<D>::kThreads, ScoresTile<D>::kResident)
+__global__ void __launch_bounds__(ScoresTile<D, Source::kPaged>::kThreads,
+                                  ScoresTile<D, Source::kPaged>::kResident)
     column_scores_mma_kernel(const ScoresParams params) {
   start_kernel();
-  using Tile = ScoresTile<D>;
+  using Tile = ScoresTile<D, Source::kPaged>;
   constexpr int kKeys = Tile::kKeys, kThreads = Tile::kThreads;
   typename Source::Problem p =
       Source::template problem<T>(params.problem, params.pages, ScoresBlock::unit_of(params));
