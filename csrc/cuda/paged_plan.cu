@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(const PlanParams params)
   const int appended = params.keep_observation ? rows : 0;
   const int entries = prompt + appended;
   const int budget = params.budgets != nullptr ? clamp(params.budgets[r], 0, params.max_budget)
-                                         : params.max_budget;
+                                               : params.max_budget;
   const bool all = entries <= budget;
   // A budget that cannot hold what is pinned counts as 0.
   const bool chosen = !all && budget > 0 && rows > 0 && budget >= params.pinned + appended;
