@@ -47,6 +47,7 @@ void column_scores(const Problem& problem, const TensorView& query, const Tensor
   params.problem = device_problem(problem, query, key, key);
   params.num_splits = splits.count;
   params.tiles_per_split = splits.tiles;
+  params.weight = 1.0f / static_cast<float>(params.problem.folded);
   params.lse = lse.given;
   params.lse_head = lse.head_stride;
   params.lse_row = 1;

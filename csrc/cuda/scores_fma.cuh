@@ -18,9 +18,8 @@ __global__ void __launch_bounds__(kFmaThreads) column_scores_fma_kernel(const Sc
       Source::template problem<float>(params.problem, params.pages, ScoresBlock::unit_of(params));
   ScoresBlock block(params, p, kFmaRows);
   const Head head(p, block.unit);
-  const auto key_rows = Source::template keys<float>(head, params.pages);
   float* const out = params.out + block.unit * params.problem.num_prompt;
-  const float weight = 1.0f / static_cast<float>(p.folded);
+  const float weight = Source::kPaged ? 1.0f / static_cast<float>(p.folded) : params.weight;
   if (Source::kPaged) ScoresBlock::clear_behind(params, p.num_prompt, kFmaThreads, out);
   block.clear(params, kFmaThreads);
   block.skip_padding(head, kFmaRows, kFmaThreads, out);
@@ -34,7 +33,10 @@ __global__ void __launch_bounds__(kFmaThreads) column_scores_fma_kernel(const Sc
     const int start = tile * kFmaRows;
     sync_threads();  // nobody reads the tile before any more
     fill_fma_tile(keys, p.head_dim, [&](float (&eight)[8], int r, int d) {
-      if (head.exists(start + r)) key_rows.load(eight, start + r, d);
+      // Found anew each time: kept across the tile, they would be spilled.
+      if (head.exists(start + r)) {
+        Source::template keys<float>(head, params.pages).load(eight, start + r, d);
+      }
     });
     float sum = 0.0f;
     for (int row_begin = 0; row_begin < p.folded; row_begin += kFmaRows) {

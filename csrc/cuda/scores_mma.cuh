@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(ScoresTile<D, Source::kPaged>::kThreads,
   const Head head(p, block.unit);
   const auto key_rows = Source::template keys<T>(head, params.pages);
   float* const out = params.out + block.unit * params.problem.num_prompt;
-  const float weight = 1.0f / static_cast<float>(p.folded);
+  const float weight = Source::kPaged ? 1.0f / static_cast<float>(p.folded) : params.weight;
   if (Source::kPaged) ScoresBlock::clear_behind(params, p.num_prompt, kThreads, out);
   block.clear(params, kThreads);
   block.skip_padding(head, kKeys, kThreads, out);

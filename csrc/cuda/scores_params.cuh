@@ -13,6 +13,7 @@ struct ScoresParams {
   int64_t lse_head, lse_row;            // h * lse_head + i * lse_row; or null:
   const float* lse_parts;               // [B * Hkv, num_parts, G * L], base 2
   int32_t num_parts;
+  float weight;      // 1 / (G * L), where all requests have as many rows
   float* out;        // [B, Hkv, N]
   int32_t* cleared;  // [num_cleared], set to zero for the kernel behind this one
   int64_t num_cleared;
