@@ -1,13 +1,13 @@
-"""docs/smollm2.md from the run and the measurements: `python -m bench.method_report [RUN FOLDER]`.
+"""docs/smollm2.md from the runs and the measurements: `python -m bench.method_report [FOLDER ...]`.
 
-With a run folder, its loss curve is copied into the docs first. Nothing on the page is written by
-hand but the words around the figures.
+With the folders of the runs, oldest first, their loss curves are put in a row in the docs first.
+Nothing on the page is written by hand but the words around the figures.
 """
 
 from __future__ import annotations
 
+import csv
 import json
-import shutil
 import sys
 import textwrap
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 from bench.method_bars import BUDGETS, KINDS, judge, mean_of
 from lookaheadkv_kernels.integrations.transformers.weights import find_modules
 from lookaheadkv_kernels.lookahead import LookaheadConfig
+from lookaheadkv_kernels.training.curve import write_curve
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 FOLDER = DOCS / "smollm2"
@@ -60,6 +61,9 @@ trained on. (In both halves: RULER's own wording and noise sentences.)
 
 ![KL over steps](smollm2/loss.png)
 
+The runs one behind the other. Each has held-out samples of its own: their held-out KL does not go on
+from one to the next.
+
 [smollm2/loss.csv](smollm2/loss.csv)
 
 ## What they do
@@ -88,26 +92,40 @@ def masses(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def curve_of(runs: list[str]) -> tuple[list[float], list[tuple[int, float]]]:
+    """Training KL of every step and held-out KL of some, all runs one behind the other."""
+    losses: list[float] = []
+    evaluations: list[tuple[int, float]] = []
+    for run in runs:
+        with (Path(run) / "loss.csv").open() as file:
+            for row in csv.DictReader(file):
+                losses.append(float(row["training_kl"]))
+                if row["held_out_kl"]:
+                    evaluations.append((len(losses), float(row["held_out_kl"])))
+    return losses, evaluations
+
+
 def command(run: dict[str, Any], number: int) -> str:
     """What was run: the first run starts anew, every later one where the one before ended."""
-    options = [f"--output runs/{number}"]
+    options = [f"--model {NAME}", "--data recipe", f"--output runs/{number}"]
     if number > 1:
         options.append(f"--init runs/{number - 1}")
     if run["responses"] != "data":
         options.append(f"--responses {run['responses']}")
     names = ("steps", "batch_size", "max_prompt", "max_response", "learning_rate", "skew", "seed")
     options += [f"--{name.replace('_', '-')} {run[name]}" for name in names if name in run]
-    options = [f"--model {NAME} --data recipe", *options]
+    # An option stays on a line with its value.
+    glued = " ".join(option.replace(" ", "\0") for option in options)
+    lines = textwrap.wrap(glued, 90, break_on_hyphens=False)
     text = "torchrun --nproc-per-node 2 -m lookaheadkv_kernels train"
-    lines = textwrap.wrap(" ".join(options), 90, break_on_hyphens=False)
-    return " \\\n    ".join([text, *lines])
+    return " \\\n    ".join([text, *lines]).replace("\0", " ")
 
 
 def main() -> None:
     """Write the page."""
     if len(sys.argv) > 1:
-        for suffix in ("csv", "png"):
-            shutil.copyfile(Path(sys.argv[1]) / f"loss.{suffix}", FOLDER / f"loss.{suffix}")
+        losses, evaluations = curve_of(sys.argv[1:])
+        write_curve(FOLDER, losses, evaluations)
     results = json.loads(RESULTS.read_text())
     folder = find_modules(NAME)
     config = json.loads((folder / "config.json").read_text())
