@@ -61,8 +61,8 @@ trained on. (In both halves: RULER's own wording and noise sentences.)
 
 ![KL over steps](smollm2/loss.png)
 
-The runs one behind the other. Each has held-out samples of its own: their held-out KL does not go on
-from one to the next.
+The runs one behind the other. Each has held-out samples of its own: their held-out KL does not go
+on from one to the next.
 
 [smollm2/loss.csv](smollm2/loss.csv)
 
