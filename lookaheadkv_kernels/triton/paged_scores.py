@@ -8,7 +8,7 @@ on their way, and their scales multiply the logits.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -347,6 +347,9 @@ def paged_column_scores(
         row_lse = lse
         stride_t, stride_h = lse.stride()
     sweep = heuristics.scores(p.units, p.folded, max_seq_len, head_dim, size, target)
+    if p.key_cache.dtype in QUANTISED:
+        # Taking bytes apart needs registers: a tile of half as many keys leaves them.
+        sweep = replace(sweep, block_keys=max(16, sweep.block_keys // 2))
     launch(
         paged_column_scores_kernel,
         (p.units * sweep.num_splits,),
