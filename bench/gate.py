@@ -81,7 +81,7 @@ def gated_calls(device: str, num_prompt: int) -> list[Gated]:
             "scores / eager",
             partial(lkv.column_scores, query, key, lse),
             partial(eager_scores, query, key),
-            1 / 4,
+            1 / 2.5,
         ),
         Gated(
             "select / max_pool1d + topk + sort",
@@ -99,7 +99,7 @@ def gated_calls(device: str, num_prompt: int) -> list[Gated]:
             "score_and_evict / eager",
             partial(lkv.score_and_evict, query, key, value, BUDGET),
             partial(eager_score_and_evict, query, key, value, BUDGET),
-            1 / 4,
+            1 / 2.5,
         ),
     ]
 
