@@ -12,12 +12,12 @@ from ._checks import Size
 from ._checks_paged import PagedChecks
 
 
-def _new_scores(like: Tensor, num_requests: Size, kv_heads: Size, max_seq_len: Size) -> Tensor:
+def new_scores(like: Tensor, num_requests: Size, kv_heads: Size, max_seq_len: Size) -> Tensor:
     """[R, Hkv, max_seq_len] float32."""
     return like.new_empty((num_requests, kv_heads, max_seq_len), dtype=torch.float32)
 
 
-def _new_kept(
+def new_kept(
     like: Tensor, num_requests: Size, kv_heads: Size, max_budget: int, head_reduction: str
 ) -> tuple[Tensor, Tensor]:
     """indices [R, Hkv or 1, max_budget] and kept_lens [R], int32."""
@@ -55,7 +55,7 @@ def paged_column_scores(
         scale,
         k_scale,
     )
-    return _new_scores(query, block_table.shape[0], key_cache.shape[2], max_seq_len)
+    return new_scores(query, block_table.shape[0], key_cache.shape[2], max_seq_len)
 
 
 @register_fake("lookaheadkv::paged_select")
@@ -89,7 +89,7 @@ def paged_select(
         "scores",
         scores,
     )
-    return _new_kept(scores, scores.shape[0], scores.shape[1], max_budget, head_reduction)
+    return new_kept(scores, scores.shape[0], scores.shape[1], max_budget, head_reduction)
 
 
 @register_fake("lookaheadkv::paged_score_and_select")
@@ -142,8 +142,8 @@ def paged_score_and_select(
         query,
     )
     return (
-        *_new_kept(query, requests, kv_heads, max_budget, head_reduction),
-        _new_scores(query, requests, kv_heads, max_seq_len),
+        *new_kept(query, requests, kv_heads, max_budget, head_reduction),
+        new_scores(query, requests, kv_heads, max_seq_len),
     )
 
 

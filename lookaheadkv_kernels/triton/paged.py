@@ -88,7 +88,6 @@ class Plan:
     prompts: Tensor  # N_r
     counts: Tensor  # prompt positions that are kept
     appended: Tensor  # observation rows that are kept
-    kept_lens: Tensor
 
 
 def plan(
@@ -131,4 +130,4 @@ def plan(
         num_warps=4,
     )
     first_rows, rows, prompts, counts, appended = fields.unbind(0)
-    return Plan(first_rows, rows, prompts, counts, appended, kept_lens)
+    return Plan(first_rows, rows, prompts, counts, appended)

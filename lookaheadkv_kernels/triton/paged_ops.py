@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from .._checks_paged import PagedChecks
+from .._fake_paged import new_kept, new_scores
 from .compact import compact_kv_cache as launch_compact_kv_cache
 from .paged import plan
 from .paged_scores import PagedProblem
@@ -30,11 +30,6 @@ def _most_keys(key_cache: Tensor, block_table: Tensor, max_seq_len: int) -> int:
     if key_cache.shape[0] == 0:
         return 0
     return min(max_seq_len, block_table.shape[1] * key_cache.shape[1])
-
-
-def _new_indices(like: Tensor, requests: int, kv_heads: int, budget: int, reduction: str) -> Tensor:
-    heads = kv_heads if reduction == "none" else 1
-    return like.new_empty((requests, heads, budget), dtype=torch.int32)
 
 
 def paged_column_scores(
@@ -94,8 +89,7 @@ def paged_column_scores(
         num_rows,
         _scale(query, scale),
     )
-    shape = (block_table.shape[0], key_cache.shape[2], max_seq_len)
-    scores = query.new_empty(shape, dtype=torch.float32)
+    scores = new_scores(query, block_table.shape[0], key_cache.shape[2], max_seq_len)
     launch_paged_column_scores(problem, lse, scores)
     return scores
 
@@ -139,6 +133,7 @@ def paged_select(
     check_budgets(
         checks, budgets, cu_seqlens_q, seq_lens, num_rows, max_budget, pinned, keep_observation
     )
+    indices, kept_lens = new_kept(scores, requests, kv_heads, max_budget, head_reduction)
     lengths = plan(
         cu_seqlens_q.contiguous(),
         seq_lens.contiguous(),
@@ -149,10 +144,10 @@ def paged_select(
         max_budget=max_budget,
         pinned=pinned,
         keep_observation=keep_observation,
+        kept_lens=kept_lens,
     )
-    indices = _new_indices(scores, requests, kv_heads, max_budget, head_reduction)
     launch_paged_select(scores, lengths, head_reduction, pool_kernel, num_sink, num_recent, indices)
-    return indices, lengths.kept_lens
+    return indices, kept_lens
 
 
 def _score_and_select(
@@ -233,9 +228,8 @@ def _score_and_select(
         checks, budgets, cu_seqlens_q, seq_lens, num_rows, max_budget, pinned, keep_observation
     )
     if outputs is None:
-        indices = _new_indices(query, requests, kv_heads, max_budget, head_reduction)
-        kept_lens = query.new_empty((requests,), dtype=torch.int32)
-        scores = query.new_empty((requests, kv_heads, max_seq_len), dtype=torch.float32)
+        indices, kept_lens = new_kept(query, requests, kv_heads, max_budget, head_reduction)
+        scores = new_scores(query, requests, kv_heads, max_seq_len)
     lengths = plan(
         cu_seqlens_q.contiguous(),
         seq_lens.contiguous(),
