@@ -126,6 +126,20 @@ def measure_all(rounds: int) -> list[Bar]:
     return [bar for step in steps for bar in step()]
 
 
+def print_table(bars: list[Bar]) -> None:
+    """What was measured, and whether it is enough."""
+    threads = torch.get_num_threads()
+    table = Table(title=f"{cpu_model()}, {threads} threads, N = {LLAMA_8B.num_prompt}")
+    for heading in ("what", "ratio", "bar", "ours", "peer", ""):
+        table.add_column(heading)
+    for bar in bars:
+        verdict = "met" if bar.met else "MISSED"
+        table.add_row(
+            bar.what, f"{bar.value:.2f}x", f"{bar.wanted:g}x", bar.ours, bar.peer, verdict
+        )
+    Console().print(table)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds (default: 9)")
@@ -135,15 +149,7 @@ def main() -> int:
     torch.set_num_threads(arguments.threads)
 
     bars = measure_all(arguments.rounds)
-    table = Table(title=f"{cpu_model()}, {arguments.threads} threads, N = {LLAMA_8B.num_prompt}")
-    for heading in ("what", "ratio", "bar", "ours", "peer", ""):
-        table.add_column(heading)
-    for bar in bars:
-        verdict = "met" if bar.met else "MISSED"
-        table.add_row(
-            bar.what, f"{bar.value:.2f}x", f"{bar.wanted:g}x", bar.ours, bar.peer, verdict
-        )
-    Console().print(table)
+    print_table(bars)
     if arguments.json:
         facts = {
             "kind": "bars",

@@ -12,15 +12,12 @@ import sys
 from dataclasses import dataclass
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 import lookaheadkv_kernels as lkv
-from bench.bars import Bar
+from bench.bars import Bar, print_table
 from bench.cases import LLAMA_8B
 from bench.measure import interleaved, medians, peak_extra_bytes
-from lookaheadkv_kernels.info import cpu_model
 
 KEPT = 2048
 PAGE_SIZE = 16
@@ -139,15 +136,7 @@ def main() -> int:
     torch.set_num_threads(arguments.threads)
 
     bars = compaction_bars(arguments.layers, arguments.rounds) + scoring_bars(arguments.rounds)
-    table = Table(title=f"{cpu_model()}, {arguments.threads} threads, N = {LLAMA_8B.num_prompt}")
-    for heading in ("what", "ratio", "bar", "ours", "peer", ""):
-        table.add_column(heading)
-    for bar in bars:
-        verdict = "met" if bar.met else "MISSED"
-        table.add_row(
-            bar.what, f"{bar.value:.2f}x", f"{bar.wanted:g}x", bar.ours, bar.peer, verdict
-        )
-    Console().print(table)
+    print_table(bars)
     return 0 if all(bar.met for bar in bars) else 1
 
 

@@ -87,11 +87,7 @@ class Checks:
             self.fail(f"query must have at least one row, got L={rows}")
         if _known(kv_heads < 1):
             self.fail(f"key must have at least one head, got Hkv={kv_heads}")
-        if _known(heads < 1) or _known(heads % kv_heads != 0):
-            self.fail(
-                "query heads must be a positive multiple of KV heads, "
-                f"got Hq={heads}, Hkv={kv_heads}"
-            )
+        self._head_groups(heads, kv_heads)
         if _known(key.shape[2] < rows):
             self.fail(f"key must hold at least the L={rows} observation keys, got S={key.shape[2]}")
         self._positions("key", "S", key.shape[2])
@@ -237,6 +233,13 @@ class Checks:
         # Positions travel as int32.
         if _known(count > MAX_POSITIONS):
             self.fail(f"{name} must have at most {MAX_POSITIONS} positions, got {letter}={count}")
+
+    def _head_groups(self, heads: int, kv_heads: int) -> None:
+        if _known(heads < 1) or _known(heads % kv_heads != 0):
+            self.fail(
+                "query heads must be a positive multiple of KV heads, "
+                f"got Hq={heads}, Hkv={kv_heads}"
+            )
 
     def _head_dim(self, head_dim: Size) -> None:
         if _known(head_dim < 8) or _known(head_dim > 256) or _known(head_dim % 8 != 0):

@@ -167,11 +167,7 @@ class PagedChecks(Checks):
             self.fail(f"key_cache must have a page_size of at least 1, got {page_size}")
         if _known(kv_heads < 1):
             self.fail(f"key_cache must have at least one head, got Hkv={kv_heads}")
-        if _known(heads < 1) or _known(heads % kv_heads != 0):
-            self.fail(
-                "query heads must be a positive multiple of KV heads, "
-                f"got Hq={heads}, Hkv={kv_heads}"
-            )
+        self._head_groups(heads, kv_heads)
         self._last_dim_contiguous({"query": query, "key_cache": key_cache})
 
     def _compacted_cache(self, name: str, cache: Tensor, first: Tensor) -> None:
