@@ -42,6 +42,15 @@ struct Problem {
   int64_t score_pitch() const { return score_columns > 0 ? score_columns : num_prompt; }
 };
 
+// What select keeps.
+struct SelectOptions {
+  int64_t budget = 0;  // 0 is legal here: nothing is kept
+  int64_t pool_kernel = 7;
+  int64_t num_sink = 0;
+  int64_t num_recent = 0;
+  int64_t append_rows = 0;  // positions N .. N + append_rows - 1 are put behind the kept ones
+};
+
 // Half-open range of the valid prompt keys of one batch row.
 struct KeyRange {
   int64_t begin;

@@ -79,14 +79,6 @@ void column_scores_backward(const Problem& problem, const TensorView& query, con
 
 // --- select (select.cpp)
 
-struct SelectOptions {
-  int64_t budget = 0;  // 0 is legal here: nothing is kept
-  int64_t pool_kernel = 7;
-  int64_t num_sink = 0;
-  int64_t num_recent = 0;
-  int64_t append_rows = 0;  // positions N .. N + append_rows - 1 are put behind the kept ones
-};
-
 // scores [B, Hkv, N] contiguous -> indices [B, Hkv, min(budget, N) + append_rows], ascending, -1
 // in the slots at the end that a padded row cannot fill.
 void select(const Problem& problem, const float* scores, const SelectOptions& options,

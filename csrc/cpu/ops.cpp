@@ -7,6 +7,7 @@
 #include "cpu/kernels.h"
 #include "cpu/torch_executor.h"
 #include "torch/boxed.h"
+#include "torch/calls.h"
 #include "torch/op_library.h"
 #include "torch/tensors.h"
 
@@ -15,52 +16,6 @@ namespace lookaheadkv::cpu {
 namespace {
 
 const TorchExecutor kExecutor;
-
-// The validated arguments that the scoring ops share. Holds the contiguous copies it points into.
-struct Call {
-  Problem problem;
-  OptionalTensor lse;
-  OptionalTensor leftpad_k;
-  OptionalTensor seqused_k;
-
-  Call(const Validator& check, const Tensor& query, const Tensor& key, const Tensor* value,
-       const OptionalTensor& lse_in, std::optional<double> scale, const OptionalTensor& leftpad_in,
-       const OptionalTensor& seqused_in) {
-    const TensorInfo q = info("query", query);
-    const TensorInfo k = info("key", key);
-    const std::optional<TensorInfo> v =
-        value ? std::optional<TensorInfo>(info("value", *value)) : std::nullopt;
-    check.attention_inputs(q, k, v ? &*v : nullptr);
-    const int64_t batch = q.shape[0], num_prompt = k.shape[2] - q.shape[2];
-    if (lse_in) {
-      check.float_tensor(info("lse", *lse_in), {batch, q.shape[1], q.shape[2]}, "query", q.device);
-    }
-    if (leftpad_in) check.lengths(info("leftpad_k", *leftpad_in), batch, "query", q.device);
-    if (seqused_in) check.lengths(info("seqused_k", *seqused_in), batch, "query", q.device);
-    lse = contiguous(lse_in);
-    leftpad_k = contiguous(leftpad_in);
-    seqused_k = contiguous(seqused_in);
-    check.length_values(lengths_ptr(leftpad_k), lengths_ptr(seqused_k), batch, num_prompt);
-    check.scale(scale);
-    problem = {batch,
-               q.shape[1],
-               k.shape[1],
-               q.shape[2],
-               num_prompt,
-               q.shape[3],
-               scale.value_or(1.0 / std::sqrt(static_cast<double>(q.shape[3]))),
-               lengths_ptr(leftpad_k),
-               lengths_ptr(seqused_k)};
-  }
-};
-
-Tensor empty_scores(const Problem& p, const Tensor& like) {
-  return empty_like_device(like, {p.batch, p.num_kv_heads, p.num_prompt}, ScalarType::Float);
-}
-
-Tensor empty_lse(const Problem& p, const Tensor& like) {
-  return empty_like_device(like, {p.batch, p.num_heads, p.num_rows}, ScalarType::Float);
-}
 
 // The log-sum-exp given, or computed.
 Tensor resolve_lse(const Call& call, const Tensor& query, const Tensor& key) {
@@ -97,11 +52,7 @@ std::tuple<Tensor, Tensor> gather_of(const Tensor& key, const Tensor& value,
 }
 
 Tensor select_of(const Problem& problem, const Tensor& scores, const SelectOptions& options) {
-  Tensor indices =
-      empty_like_device(scores,
-                        {problem.batch, problem.num_kv_heads,
-                         std::min(options.budget, problem.num_prompt) + options.append_rows},
-                        ScalarType::Int);
+  Tensor indices = empty_indices(problem, options, scores);
   select(problem, scores.const_data_ptr<float>(), options, indices.mutable_data_ptr<int32_t>(),
          kExecutor);
   return indices;

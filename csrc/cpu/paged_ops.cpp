@@ -9,7 +9,7 @@
 #include "cpu/torch_executor.h"
 #include "torch/boxed.h"
 #include "torch/op_library.h"
-#include "torch/paged_tensors.h"
+#include "torch/paged_calls.h"
 
 namespace lookaheadkv::cpu {
 
@@ -68,50 +68,11 @@ struct PagedCall {
   }
 };
 
-// The validated selection. Holds the contiguous copy it points into.
-struct SelectionCall {
-  OptionalTensor budgets;
-  PagedSelection selection;
-
-  SelectionCall(const PagedValidator& check, const PagedBatch& batch, int64_t max_budget,
-                const OptionalTensor& budgets_in, int64_t pool_kernel, int64_t num_sink,
-                int64_t num_recent, bool keep_observation, const std::string& head_reduction,
-                const std::string& owner) {
-    check.selection(batch.num_rows, max_budget, info("budgets", budgets_in), pool_kernel, num_sink,
-                    num_recent, keep_observation, head_reduction, batch.num_requests, owner, "cpu");
-    budgets = contiguous(budgets_in);
-    selection = {lengths_ptr(budgets),
-                 max_budget,
-                 pool_kernel,
-                 num_sink,
-                 num_recent,
-                 keep_observation,
-                 head_reduction_from_name(head_reduction)};
-  }
-
-  void check_values(const PagedValidator& check, const PagedBatch& batch) const {
-    check.budget_values(batch, selection);
-  }
-
-  void select(const PagedBatch& batch, int64_t num_kv_heads, const Tensor& scores, Tensor& indices,
-              Tensor& kept_lens) const {
-    paged_select(batch, num_kv_heads, scores.const_data_ptr<float>(), selection,
-                 indices.mutable_data_ptr<int32_t>(), kept_lens.mutable_data_ptr<int32_t>(),
-                 kExecutor);
-  }
-};
-
-Tensor empty_scores(const PagedBatch& batch, int64_t num_kv_heads, const Tensor& like) {
-  return empty_like_device(like, {batch.num_requests, num_kv_heads, batch.max_seq_len},
-                           ScalarType::Float);
-}
-
-std::tuple<Tensor, Tensor> empty_kept(const PagedBatch& batch, int64_t num_kv_heads,
-                                      const PagedSelection& selection, const Tensor& like) {
-  const int64_t heads = selection.head_reduction == HeadReduction::kNone ? num_kv_heads : 1;
-  return {
-      empty_like_device(like, {batch.num_requests, heads, selection.max_budget}, ScalarType::Int),
-      empty_like_device(like, {batch.num_requests}, ScalarType::Int)};
+void select(const PagedBatch& batch, int64_t num_kv_heads, const Tensor& scores,
+            const PagedSelection& selection, Tensor& indices, Tensor& kept_lens) {
+  paged_select(batch, num_kv_heads, scores.const_data_ptr<float>(), selection,
+               indices.mutable_data_ptr<int32_t>(), kept_lens.mutable_data_ptr<int32_t>(),
+               kExecutor);
 }
 
 // ---- the ops
@@ -143,11 +104,11 @@ std::tuple<Tensor, Tensor> op_paged_select(Tensor scores, Tensor cu_seqlens_q, T
   const PagedBatch batch = {scores.size(0), num_rows, scores.size(2),
                             starts.const_data_ptr<int32_t>(), lengths.const_data_ptr<int32_t>()};
   const SelectionCall call(check, batch, max_budget, budgets, pool_kernel, num_sink, num_recent,
-                           keep_observation, head_reduction, "scores");
+                           keep_observation, head_reduction, "scores", "cpu");
   check.batch_values(batch, -1);
-  call.check_values(check, batch);
+  check.budget_values(batch, call.selection);
   auto [indices, kept_lens] = empty_kept(batch, scores.size(1), call.selection, scores);
-  call.select(batch, scores.size(1), rows, indices, kept_lens);
+  select(batch, scores.size(1), rows, call.selection, indices, kept_lens);
   return {indices, kept_lens};
 }
 
@@ -160,13 +121,13 @@ std::tuple<Tensor, Tensor, Tensor> op_paged_score_and_select(
   const PagedCall call(check, query, key_cache, block_table, cu_seqlens_q, seq_lens, num_rows,
                        max_seq_len, lse, scale, k_scale);
   const SelectionCall kept(check, call.batch, max_budget, budgets, pool_kernel, num_sink,
-                           num_recent, keep_observation, head_reduction, "query");
+                           num_recent, keep_observation, head_reduction, "query", "cpu");
   call.check_values(check);
-  kept.check_values(check, call.batch);
+  check.budget_values(call.batch, kept.selection);
   Tensor scores = empty_scores(call.batch, call.num_kv_heads, query);
   auto [indices, kept_lens] = empty_kept(call.batch, call.num_kv_heads, kept.selection, query);
   call.score(&kept.selection, scores);
-  kept.select(call.batch, call.num_kv_heads, scores, indices, kept_lens);
+  select(call.batch, call.num_kv_heads, scores, kept.selection, indices, kept_lens);
   return {indices, kept_lens, scores};
 }
 
@@ -182,32 +143,23 @@ void op_paged_score_and_select_out(Tensor query, Tensor key_cache, Tensor block_
   const PagedCall call(check, query, key_cache, block_table, cu_seqlens_q, seq_lens, num_rows,
                        max_seq_len, lse, scale, k_scale);
   const SelectionCall kept(check, call.batch, max_budget, budgets, pool_kernel, num_sink,
-                           num_recent, keep_observation, head_reduction, "query");
+                           num_recent, keep_observation, head_reduction, "query", "cpu");
   check.outputs(info("indices", indices), info("kept_lens", kept_lens), info("scores", scores),
                 call.batch.num_requests, call.num_kv_heads, max_budget, head_reduction, "cpu");
   call.check_values(check);
-  kept.check_values(check, call.batch);
+  check.budget_values(call.batch, kept.selection);
   call.score(&kept.selection, scores);
-  kept.select(call.batch, call.num_kv_heads, scores, indices, kept_lens);
+  select(call.batch, call.num_kv_heads, scores, kept.selection, indices, kept_lens);
 }
 
 void op_compact_kv_cache(std::vector<Tensor> caches, Tensor indices, Tensor kept_lens,
                          Tensor src_block_table, OptionalTensor dst_block_table,
                          OptionalTensor dst_start) {
   const PagedValidator check("compact_kv_cache");
-  check.compaction(infos("caches", caches), info("indices", indices), info("kept_lens", kept_lens),
-                   info("src_block_table", src_block_table),
-                   info("dst_block_table", dst_block_table), info("dst_start", dst_start));
-  const Tensor positions = torch::stable::contiguous(indices);
-  const Tensor lengths = torch::stable::contiguous(kept_lens);
-  const Tensor src = torch::stable::contiguous(src_block_table);
-  const Tensor dst = dst_block_table ? torch::stable::contiguous(*dst_block_table) : src;
-  const OptionalTensor starts = contiguous(dst_start);
-  const Compaction compaction = compaction_of(caches, positions, lengths, src, dst, starts);
-  check.compaction_values(compaction);
-  std::vector<CacheBytes> bytes;
-  for (const Tensor& cache : caches) bytes.push_back(cache_bytes(cache));
-  compact_kv_cache(compaction, bytes.data(), kExecutor);
+  const CompactionCall call(check, caches, indices, kept_lens, src_block_table, dst_block_table,
+                            dst_start);
+  check.compaction_values(call.compaction);
+  compact_kv_cache(call.compaction, call.bytes.data(), kExecutor);
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include "cuda/kernels.h"
 #include "cuda/on_device.h"
 #include "torch/boxed.h"
+#include "torch/calls.h"
 #include "torch/op_library.h"
 #include "torch/tensors.h"
 
@@ -18,65 +19,15 @@ namespace lookaheadkv::cuda {
 
 namespace {
 
-// The validated arguments that the scoring ops share. Holds the contiguous copies it points into.
-struct Call {
-  Problem problem;
-  OptionalTensor lse;
-  OptionalTensor leftpad_k;
-  OptionalTensor seqused_k;
-
-  Call(const Validator& check, const Tensor& query, const Tensor& key, const Tensor* value,
-       const OptionalTensor& lse_in, std::optional<double> scale, const OptionalTensor& leftpad_in,
-       const OptionalTensor& seqused_in) {
-    const TensorInfo q = info("query", query);
-    const TensorInfo k = info("key", key);
-    const std::optional<TensorInfo> v =
-        value ? std::optional<TensorInfo>(info("value", *value)) : std::nullopt;
-    check.attention_inputs(q, k, v ? &*v : nullptr);
-    const int64_t batch = q.shape[0];
-    if (lse_in) {
-      check.float_tensor(info("lse", *lse_in), {batch, q.shape[1], q.shape[2]}, "query", q.device);
-    }
-    if (leftpad_in) check.lengths(info("leftpad_k", *leftpad_in), batch, "query", q.device);
-    if (seqused_in) check.lengths(info("seqused_k", *seqused_in), batch, "query", q.device);
-    check.scale(scale);
-    lse = contiguous(lse_in);
-    leftpad_k = contiguous(leftpad_in);
-    seqused_k = contiguous(seqused_in);
-    problem = {batch,
-               q.shape[1],
-               k.shape[1],
-               q.shape[2],
-               k.shape[2] - q.shape[2],
-               q.shape[3],
-               scale.value_or(1.0 / std::sqrt(static_cast<double>(q.shape[3]))),
-               lengths_ptr(leftpad_k),
-               lengths_ptr(seqused_k)};
-  }
-
-  RowLse row_lse() const { return {lse->const_data_ptr<float>(), problem.num_rows, nullptr, 0}; }
-};
-
-Tensor empty_scores(const Problem& p, const Tensor& like) {
-  return empty_like_device(like, {p.batch, p.num_kv_heads, p.num_prompt}, ScalarType::Float);
-}
-
-Tensor empty_lse(const Problem& p, const Tensor& like) {
-  return empty_like_device(like, {p.batch, p.num_heads, p.num_rows}, ScalarType::Float);
-}
-
-int64_t num_slots(const Problem& p, const SelectOptions& options) {
-  return std::min(options.budget, p.num_prompt) + options.append_rows;
-}
-
-Tensor empty_indices(const Problem& p, const SelectOptions& options, const Tensor& like) {
-  return empty_like_device(like, {p.batch, p.num_kv_heads, num_slots(p, options)}, ScalarType::Int);
+// The log-sum-exp that was given.
+RowLse row_lse(const Call& call) {
+  return {call.lse->const_data_ptr<float>(), call.problem.num_rows, nullptr, 0};
 }
 
 // Scores, with the log-sum-exp given or from a first sweep over the keys.
 void scores_of(const Call& call, const Tensor& query, const Tensor& key, Tensor& scores,
                Workspace& workspace, const Device& device) {
-  const RowLse lse = call.lse ? call.row_lse()
+  const RowLse lse = call.lse ? row_lse(call)
                               : attention(call.problem, view(query), view(key), view(key), nullptr,
                                           nullptr, workspace, device);
   if (workspace.counting()) return;

@@ -10,7 +10,7 @@
 #include "cuda/paged_kernels.h"
 #include "torch/boxed.h"
 #include "torch/op_library.h"
-#include "torch/paged_tensors.h"
+#include "torch/paged_calls.h"
 
 namespace lookaheadkv::cuda {
 
@@ -62,42 +62,6 @@ struct ScoringCall {
             : std::min(max_seq_len, call.table.max_blocks * (empty ? 0 : call.cache.page_size));
   }
 };
-
-// The validated selection. Holds the contiguous copy it points into.
-struct SelectionCall {
-  OptionalTensor budgets;
-  PagedSelection selection;
-
-  SelectionCall(const PagedValidator& check, const PagedBatch& batch, int64_t max_budget,
-                const OptionalTensor& budgets_in, int64_t pool_kernel, int64_t num_sink,
-                int64_t num_recent, bool keep_observation, const std::string& head_reduction,
-                const std::string& owner, const std::string& device) {
-    check.selection(batch.num_rows, max_budget, info("budgets", budgets_in), pool_kernel, num_sink,
-                    num_recent, keep_observation, head_reduction, batch.num_requests, owner,
-                    device);
-    budgets = contiguous(budgets_in);
-    selection = {lengths_ptr(budgets),
-                 max_budget,
-                 pool_kernel,
-                 num_sink,
-                 num_recent,
-                 keep_observation,
-                 head_reduction_from_name(head_reduction)};
-  }
-};
-
-Tensor empty_scores(const PagedBatch& batch, int64_t num_kv_heads, const Tensor& like) {
-  return empty_like_device(like, {batch.num_requests, num_kv_heads, batch.max_seq_len},
-                           ScalarType::Float);
-}
-
-std::tuple<Tensor, Tensor> empty_kept(const PagedBatch& batch, int64_t num_kv_heads,
-                                      const PagedSelection& selection, const Tensor& like) {
-  const int64_t heads = selection.head_reduction == HeadReduction::kNone ? num_kv_heads : 1;
-  return {
-      empty_like_device(like, {batch.num_requests, heads, selection.max_budget}, ScalarType::Int),
-      empty_like_device(like, {batch.num_requests}, ScalarType::Int)};
-}
 
 void score_and_select(ScoringCall& scoring, const PagedSelection& selection, Tensor& indices,
                       Tensor& kept_lens, Tensor& scores) {
@@ -207,20 +171,10 @@ void op_paged_score_and_select_out(Tensor query, Tensor key_cache, Tensor block_
 void op_compact_kv_cache(std::vector<Tensor> caches, Tensor indices, Tensor kept_lens,
                          Tensor src_block_table, OptionalTensor dst_block_table,
                          OptionalTensor dst_start) {
-  const PagedValidator check("compact_kv_cache");
-  check.compaction(infos("caches", caches), info("indices", indices), info("kept_lens", kept_lens),
-                   info("src_block_table", src_block_table),
-                   info("dst_block_table", dst_block_table), info("dst_start", dst_start));
+  const CompactionCall call(PagedValidator("compact_kv_cache"), caches, indices, kept_lens,
+                            src_block_table, dst_block_table, dst_start);
   const OnDevice on(indices);
-  const Tensor positions = torch::stable::contiguous(indices);
-  const Tensor lengths = torch::stable::contiguous(kept_lens);
-  const Tensor src = torch::stable::contiguous(src_block_table);
-  const Tensor dst = dst_block_table ? torch::stable::contiguous(*dst_block_table) : src;
-  const OptionalTensor starts = contiguous(dst_start);
-  const Compaction compaction = compaction_of(caches, positions, lengths, src, dst, starts);
-  std::vector<CacheBytes> bytes;
-  for (const Tensor& cache : caches) bytes.push_back(cache_bytes(cache));
-  compact_kv_cache(compaction, bytes.data(), on.device());
+  compact_kv_cache(call.compaction, call.bytes.data(), on.device());
 }
 
 }  // namespace

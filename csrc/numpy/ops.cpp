@@ -105,7 +105,7 @@ py::array scores_of(const Problem& problem, const TensorView& query, const Tenso
   return scores;
 }
 
-py::array indices_of(const Problem& problem, const float* scores, const cpu::SelectOptions& options,
+py::array indices_of(const Problem& problem, const float* scores, const SelectOptions& options,
                      const ThreadExecutor& threads) {
   const int64_t kept = std::min(options.budget, problem.num_prompt) + options.append_rows;
   py::array indices = empty(int32(), {problem.batch, problem.num_kv_heads, kept});

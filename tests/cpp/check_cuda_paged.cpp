@@ -272,7 +272,7 @@ void check_selection(const PagedInputs& in, int turn, std::mt19937& random,
       Problem p;
       p.batch = p.num_heads = p.num_kv_heads = 1;
       p.num_prompt = prompt;
-      cpu::SelectOptions options;
+      SelectOptions options;
       options.budget = chosen ? budget - appended : prompt;
       options.pool_kernel = selection.pool_kernel;
       options.num_sink = selection.num_sink;

@@ -47,9 +47,7 @@ void check_options(const Problem& p, const std::vector<float>& scores, const Sel
   const int64_t slots = std::min(o.budget, p.num_prompt) + o.append_rows;
   std::vector<int32_t> expected(static_cast<size_t>(kBatch * kHeads * slots), -7);
   std::vector<int32_t> actual = expected;
-  const cpu::SelectOptions same = {o.budget, o.pool_kernel, o.num_sink, o.num_recent,
-                                   o.append_rows};
-  cpu::select(p, scores.data(), same, expected.data(), cpu::SerialExecutor());
+  cpu::select(p, scores.data(), o, expected.data(), cpu::SerialExecutor());
   with_workspace([&](Workspace& workspace) {
     select(p, scores.data(), o, actual.data(), workspace, false, chip(4));
   });
