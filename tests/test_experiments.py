@@ -35,6 +35,7 @@ SPECS: dict[str, Any] = {
         "tasks": ["vt", "fwe"],
         "lengths": [320, 400],
         "samples": 1,
+        "together": 16,
         "policies": ["full", *POLICIES],
         "budgets": [40, 64],
     },

@@ -16,6 +16,7 @@ from tiny_model import random_modules, save_tiny_model, tiny_llama
 from lookaheadkv_kernels.cli import main
 from lookaheadkv_kernels.lookahead import load_modules, save_modules, training_record
 from lookaheadkv_kernels.training.data import JsonlSamples, TextSamples, WithoutResponses
+from lookaheadkv_kernels.training.recipe import Draft, Recipe
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +153,32 @@ def test_the_train_command_trains(tmp_path: Path, folder: Path, kind: str) -> No
     assert any(parameter.abs().sum() > 0 for parameter in modules.layers[0].parameters())
 
 
+def test_kinds_of_samples_can_be_chosen(
+    tmp_path: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    learned: list[str] = []
+    draft = Recipe.draft
+
+    def noted(recipe: Recipe, index: int) -> Draft:
+        learned.append(draft(recipe, index).kind)
+        return draft(recipe, index)
+
+    monkeypatch.setattr(Recipe, "draft", noted)
+    command = ["train", "--model", str(folder), "--dtype", "float32", "--data", "recipe"]
+    command += ["--output", str(tmp_path / "run"), "--steps", "2", "--batch-size", "3"]
+    command += ["--max-prompt", "256", "--max-response", "4", "--num-lookahead", "4"]
+    assert main([*command, "--kinds", "prose=1", "code=3"]) == 0
+    assert set(learned) == {"prose", "code"}
+    assert training_record(tmp_path / "run")["kinds"] == {"prose": 1, "code": 3}
+    for wrong in ("prose", "prose=", "=1", "prose=0", "prose=nan", "prose=inf"):
+        with pytest.raises(SystemExit):
+            main([*command, "--kinds", wrong])
+        assert "need KIND=SHARE with a share above 0" in capsys.readouterr().err
+
+
 def test_training_goes_on_from_other_modules(tmp_path: Path, folder: Path) -> None:
     data = write_records(tmp_path / "data.jsonl", [{"prompt": words(3, 30), "response": "w1 w2"}])
     model = tiny_llama()
@@ -176,6 +203,7 @@ def test_training_goes_on_from_other_modules(tmp_path: Path, folder: Path) -> No
         (["--steps", "0"], "steps must be >= 1, got 0"),
         (["--lora-linears", "w_proj"], "w_proj"),
         (["--eval-every", "1"], "held-out"),
+        (["--data", "recipe", "--kinds", "prose=1", "poetry=1"], "poetry"),
     ],
 )
 def test_the_train_command_refuses(

@@ -70,7 +70,8 @@ def add_parser(commands: Any) -> None:
         type=int,
         default=32,
         metavar="N",
-        help="answers of a sample that are decoded as one batch (default: %(default)s)",
+        help="answers that are decoded as one batch, of as many samples as there is room for "
+        "(default: %(default)s)",
     )
     parser.add_argument("--shard", metavar="I/N", help="run share I of N (default: from torchrun)")
     parser.add_argument(

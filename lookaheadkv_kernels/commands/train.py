@@ -69,6 +69,14 @@ def add_parser(commands: Any) -> None:
         help="with --data recipe: how much prompt lengths lean to short ones; 1: not at all",
     )
     parser.add_argument(
+        "--kinds",
+        nargs="*",
+        type=_share,
+        metavar="KIND=SHARE",
+        help="with --data recipe: kinds of samples and their shares, such as retrieval=0.7 "
+        "prose=0.3; without it, those of the recipe",
+    )
+    parser.add_argument(
         "--init", help="go on from these modules (a packaged set, a folder, a hub id), not anew"
     )
     parser.add_argument("--num-lookahead", type=int, default=32, help="learned tokens")
@@ -117,6 +125,22 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _share(text: str) -> tuple[str, float]:
+    """A kind of samples and its share.
+
+    Raises:
+        argparse.ArgumentTypeError: it is not of the form KIND=SHARE with a share above 0.
+    """
+    kind, _, share = text.partition("=")
+    try:
+        value = float(share)
+    except ValueError:
+        value = 0.0
+    if not kind or not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"need KIND=SHARE with a share above 0, got {text!r}")
+    return kind, value
+
+
 def _facts(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the record of a run holds besides its hyper-parameters; earlier runs, oldest first."""
     from ..integrations.transformers.weights import find_modules
@@ -125,6 +149,8 @@ def _facts(arguments: argparse.Namespace) -> dict[str, Any]:
     facts = {name: getattr(arguments, name) for name in ("model", "data", "responses")}
     if arguments.data == "recipe":
         facts["skew"] = arguments.skew
+        if arguments.kinds:
+            facts["kinds"] = dict(arguments.kinds)
     if arguments.init is not None:
         last = training_record(find_modules(arguments.init))
         facts |= {"init": arguments.init, "earlier": [*last.pop("earlier", []), last]}
@@ -179,6 +205,7 @@ def _samples(arguments: argparse.Namespace, tokenizer: Any, split: str) -> Any:
             max_tokens=arguments.max_prompt,
             skew=arguments.skew,
             split=split,
+            kinds=dict(arguments.kinds) if arguments.kinds else None,
         )
     elif split != "train":
         raise ValueError("--eval-every needs --data recipe, which has a held-out split")

@@ -1,7 +1,7 @@
 """A result folder's predictions: JSON lines that survive a kill, from any number of processes.
 
-Every prediction is one line with a key of its own. Those of a sample that were made together are
-written together, and synced before the next sample is begun. What a killed process left of them
+Every prediction is one line with a key of its own. Those that were made together are written
+together, and synced before the next ones are begun. What a killed process left of them
 is cut when the folder is opened again: they are made anew, again together, because in 16 bits an
 answer may depend on what else is in its batch.
 """
@@ -144,7 +144,7 @@ class Writer:
         self._file.truncate(len(whole_samples(self._file.read())))
 
     def append(self, records: Sequence[dict[str, Any]]) -> None:
-        """Write the records of a sample and wait until they are on the disk."""
+        """Write records that were made together and wait until they are on the disk."""
         lines = [
             json.dumps({**record, PART: [place, len(records)]}).encode() + b"\n"
             for place, record in enumerate(records)

@@ -1,7 +1,7 @@
 """Runs model x policy x budget x task x length; any process may be killed at any moment.
 
 A sample's prompt is read once for all policies and budgets, and their answers are decoded as one
-batch: in 32 bits the same as one by one.
+batch, with those of other samples where there is room: in 32 bits the same as one by one.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,6 +70,29 @@ class Grid(NamedTuple):
         ]
 
 
+class Batch(NamedTuple):
+    """Samples of a task and length that are decoded and written together."""
+
+    task: Task
+    length: int
+    missing: list[tuple[int, list[Setting]]]  # sample and what is to be predicted of it
+
+    @property
+    def size(self) -> int:
+        """Predictions."""
+        return sum(len(settings) for _, settings in self.missing)
+
+
+class _Reading(NamedTuple):
+    """A sample whose prompt was read."""
+
+    number: int  # of the sample
+    settings: list[Setting]
+    sample: Sample
+    shared: SharedPrefill
+    truth: GroundTruth | None
+
+
 class Evaluation:
     """A result folder and the model that fills it.
 
@@ -83,7 +107,8 @@ class Evaluation:
         environment: versions and machine, for the reader of the folder.
         shard: which of several processes this is.
         measures: compute the measures that need no labels, too.
-        together: answers of a sample that are decoded as one batch.
+        together: answers that are decoded as one batch at most; the prompts of all of its samples
+            are in memory at the same time.
         chunk: see :class:`~lookaheadkv_kernels.integrations.transformers.Eviction`.
 
     Raises:
@@ -123,24 +148,13 @@ class Evaluation:
             self._check_config()
             writer = Writer(self.folder, self.shard)
             done = set(read_predictions(self.folder))
-        settings = list(self.grid.settings())
-        mine = [
-            (task, length, index, missing)
-            for number, (task, length, index) in enumerate(self.grid.places())
-            if number % self.shard.world == self.shard.rank
-            and (
-                missing := [
-                    (policy, budget)
-                    for policy, budget in settings
-                    if Key(task.name, length, index, policy, budget) not in done
-                ]
-            )
-        ]
-        with tqdm(total=sum(len(entry[3]) for entry in mine), unit="answer") as bar:
-            for task, length, index, missing in mine:
-                bar.set_postfix_str(f"{task.name} {length} #{index}")
-                writer.append(self._predictions(task, length, index, missing))
-                bar.update(len(missing))
+        batches = self._batches(done)
+        with tqdm(total=sum(batch.size for batch in batches), unit="answer") as bar:
+            for batch in batches:
+                indexes = ", ".join(f"#{index}" for index, _ in batch.missing)
+                bar.set_postfix_str(f"{batch.task.name} {batch.length} {indexes}")
+                writer.append(self._predictions(batch))
+                bar.update(batch.size)
         writer.close()
         return finish(self.folder, self.grid)
 
@@ -185,31 +199,63 @@ class Evaluation:
         }
         write_atomically(path, (json.dumps(config, indent=1) + "\n").encode())
 
-    def _predictions(
-        self, task: Task, length: int, index: int, missing: list[Setting]
-    ) -> list[dict[str, Any]]:
-        """The missing predictions of one sample."""
+    def _batches(self, done: set[Key]) -> list[Batch]:
+        """What this process has to predict.
+
+        Which samples share a batch does not depend on what is done: a run that was killed makes
+        the batch that it was at anew, as it was.
+        """
+        settings = list(self.grid.settings())
+        places = list(self.grid.places())[self.shard.rank :: self.shard.world]
+        width = max(1, self._together // len(settings))
+        batches = []
+        for _, group in groupby(places, key=lambda place: (place[0].name, place[1])):
+            samples = list(group)
+            task, length, _ = samples[0]
+            for first in range(0, len(samples), width):
+                missing = []
+                for _, _, index in samples[first : first + width]:
+                    wanted = [
+                        setting
+                        for setting in settings
+                        if Key(task.name, length, index, *setting) not in done
+                    ]
+                    if wanted:
+                        missing.append((index, wanted))
+                if missing:
+                    batches.append(Batch(task, length, missing))
+        return batches
+
+    def _predictions(self, batch: Batch) -> list[dict[str, Any]]:
+        """The missing predictions of a batch."""
         start = time.perf_counter()
-        sample = task.sample(length, index)
-        self._check_room(task, sample)
-        truth = None
-        if self.measures:
-            truth = GroundTruth(self.model, sample.prompt_ids, sample.max_new_tokens)
+        readings = [self._reading(batch, *sample) for sample in batch.missing]
+        jobs = [(reading, setting) for reading in readings for setting in reading.settings]
         records = []
-        shared = self._read(sample.prompt_ids, missing)
-        for first in range(0, len(missing), self._together):
-            part = missing[first : first + self._together]
-            caches = [shared.cut(*self._cell(setting)) for setting in part]
-            answers = self._answers(caches, sample.max_new_tokens)
-            for setting, cache, answer in zip(part, caches, answers, strict=True):
-                record = self._record(task, sample, setting, answer)
-                record |= {"length": length, "sample": index}
-                if truth is not None:
-                    record["measures"] = truth.measure(cache, answer)
+        for first in range(0, len(jobs), self._together):
+            part = jobs[first : first + self._together]
+            caches = [reading.shared.cut(*self._cell(setting)) for reading, setting in part]
+            longest = max(reading.sample.max_new_tokens for reading, _ in part)
+            answers = self._answers(caches, longest)
+            for (reading, setting), cache, answer in zip(part, caches, answers, strict=True):
+                answer = answer[: reading.sample.max_new_tokens]
+                record = self._record(batch.task, reading.sample, setting, answer)
+                record |= {"length": batch.length, "sample": reading.number}
+                if reading.truth is not None:
+                    record["measures"] = reading.truth.measure(cache, answer)
                 records.append(record)
         # Most of the work was done once for all: each has an equal share of it.
         seconds = round((time.perf_counter() - start) / len(records), 3)
         return [{**record, "seconds": seconds} for record in records]
+
+    def _reading(self, batch: Batch, index: int, settings: list[Setting]) -> _Reading:
+        sample = batch.task.sample(batch.length, index)
+        self._check_room(batch.task, sample)
+        truth = None
+        if self.measures:
+            truth = GroundTruth(self.model, sample.prompt_ids, sample.max_new_tokens)
+        shared = self._read(sample.prompt_ids, settings)
+        return _Reading(index, settings, sample, shared, truth)
 
     def _record(
         self, task: Task, sample: Sample, setting: Setting, answer: list[int]
