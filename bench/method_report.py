@@ -48,9 +48,9 @@ prompt itself; without, the data answer, and the model in about a third of the s
 
 The data are made by `lookaheadkv_kernels/training/recipe/`, sample by sample from a seed: 45 %
 retrieval (needles of many wordings in prose, code, noise and among other needles; JSON, tables,
-lists; facts; variable chains), 25 % prose, 20 % code, 10 % chats of several turns; 256 to
-{longest} tokens. Documents, key words and wordings are split: what is held out below was never
-trained on. (In both halves: RULER's own wording and noise sentences.)
+lists; facts; variable chains), 25 % prose, 20 % code, 10 % chats of several turns, or the shares
+that `--kinds` gives; 256 to {longest} tokens. Documents, key words and wordings are split: what is
+held out below was never trained on. (In both halves: RULER's own wording and noise sentences.)
 
 | text | licence |
 | --- | --- |
@@ -114,7 +114,9 @@ def command(run: dict[str, Any], number: int) -> str:
         options.append(f"--responses {run['responses']}")
     names = ("steps", "batch_size", "max_prompt", "max_response", "learning_rate", "skew", "seed")
     options += [f"--{name.replace('_', '-')} {run[name]}" for name in names if name in run]
-    # An option stays on a line with its value.
+    if kinds := run.get("kinds"):
+        options.append(" ".join(["--kinds", *(f"{kind}={kinds[kind]:g}" for kind in kinds)]))
+    # An option stays on a line with its values.
     glued = " ".join(option.replace(" ", "\0") for option in options)
     lines = textwrap.wrap(glued, 90, break_on_hyphens=False)
     text = "torchrun --nproc-per-node 2 -m lookaheadkv_kernels train"
