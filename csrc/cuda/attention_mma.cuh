@@ -32,8 +32,7 @@ template <class T, int D, bool kShared>
 class QueryFragments {
  public:
   __device__ __forceinline__ QueryFragments(const Head& head, int row, char*) {
-#pragma unroll
-    for (int step = 0; step < D / 16; ++step) load_query<T>(a_[step], head, row, step);
+    load_query(a_, QueryRows<T>(head, row));
   }
   __device__ __forceinline__ void get(uint32_t (&a)[4], int step) const {
 #pragma unroll
@@ -51,10 +50,11 @@ class QueryFragments<T, D, true> {
   __device__ __forceinline__ QueryFragments(const Head& head, int row, char* shared)
       : mine_(reinterpret_cast<Bytes16*>(shared) + thread_index() / 32 * (D / 16 * 32) +
               thread_index() % 32) {
+    const QueryRows<T> rows(head, row);
 #pragma unroll 4
     for (int step = 0; step < D / 16; ++step) {
       uint32_t a[4];
-      load_query<T>(a, head, row, step);
+      load_query(a, rows, step, rows.vector);
       mine_[step * 32] = {{a[0], a[1], a[2], a[3]}};
     }
   }

@@ -26,7 +26,7 @@ Plan plan_of(DType dtype, int64_t head_dim) {
   }
   Plan plan = {};
   with_matrix_type(dtype, head_dim, [&](auto type, auto dim) {
-    using Tile = ScoresTile<dim(), Source::kPaged>;
+    using Tile = ScoresTile<dim()>;
     plan = {column_scores_mma_kernel<decltype(type), dim(), Source>, Tile::kThreads,
             Tile::kSharedBytes, Tile::kKeys, 2};
   });

@@ -40,9 +40,11 @@ __global__ void __launch_bounds__(kFmaThreads) column_scores_fma_kernel(const Sc
     });
     float sum = 0.0f;
     for (int row_begin = 0; row_begin < p.folded; row_begin += kFmaRows) {
+      const int rows_left = p.folded - row_begin;
       sync_threads();
       load_fma_tile<float>(queries, p.head_dim, p.query.vector, [&](int r) {
-        return row_begin + r < p.folded ? head.query_row<float>(row_begin + r) : nullptr;
+        // Past the last row the last one again, as in tile.cuh.
+        return head.query_row<float>(r < rows_left ? row_begin + r : p.folded - 1);
       });
       sync_threads();
       float logits[kFmaWarpRows];

@@ -10,7 +10,7 @@
 
 namespace lookaheadkv::cuda {
 
-template <int D, bool kPaged>
+template <int D>
 struct ScoresTile {
   static constexpr int kWarps = 4;
   static constexpr int kThreads = 32 * kWarps;
@@ -23,9 +23,9 @@ struct ScoresTile {
   static constexpr int kSumsBytes = kWarps * kKeys * 4;  // of one tile
   static constexpr int kSharedBytes = kStages * kStageBytes + 2 * kSumsBytes + kRows * 4;
   // Blocks that share a multiprocessor: what its shared memory holds and, as a lane has all of its
-  // rows' Q in registers, those. Finding keys in pages takes registers, too.
+  // rows' Q in registers, those: three would spill where D is 128.
   static constexpr int kFit = kMultiprocessorBytes / (kSharedBytes + 1024);
-  static constexpr int kMost = D <= 128 && !kPaged ? 3 : 2;
+  static constexpr int kMost = 2;
   static constexpr int kResident = kFit > kMost ? kMost : kFit < 1 ? 1 : kFit;
 };
 
@@ -48,11 +48,10 @@ __device__ __forceinline__ float scatter_sum(const float (&v)[8]) {
 }
 
 template <class T, int D, class Source>
-__global__ void __launch_bounds__(ScoresTile<D, Source::kPaged>::kThreads,
-                                  ScoresTile<D, Source::kPaged>::kResident)
+__global__ void __launch_bounds__(ScoresTile<D>::kThreads, ScoresTile<D>::kResident)
     column_scores_mma_kernel(const ScoresParams params) {
   start_kernel();
-  using Tile = ScoresTile<D, Source::kPaged>;
+  using Tile = ScoresTile<D>;
   constexpr int kKeys = Tile::kKeys, kThreads = Tile::kThreads;
   typename Source::Problem p =
       Source::template problem<T>(params.problem, params.pages, ScoresBlock::unit_of(params));
@@ -91,12 +90,7 @@ __global__ void __launch_bounds__(ScoresTile<D, Source::kPaged>::kThreads,
     const int low = row_begin + row_warp * Tile::kWarpRows + lane / 4;
     uint32_t query[2][D / 16][4];
 #pragma unroll
-    for (int m = 0; m < 2; ++m) {
-#pragma unroll
-      for (int step = 0; step < D / 16; ++step) {
-        load_query<T>(query[m][step], head, low + 16 * m, step);
-      }
-    }
+    for (int m = 0; m < 2; ++m) load_query(query[m], QueryRows<T>(head, low + 16 * m));
     if (thread_index() < rows) {
       lse2_of_rows[thread_index()] =
           row_lse2<Source>(params, head, block.unit, row_begin + thread_index());

@@ -42,26 +42,56 @@ __device__ __forceinline__ void load_tile(char* tile, const Head& head, const Ro
   }
 }
 
-// Sixteen columns, from 16 * step, of query rows `low` and `low + 8`, as fragment a of mma.
-// Straight from device memory: the rows are read once, by one warp.
+// Query rows `low` and `low + 8` of a lane, found once. Past the last row they are the last one:
+// zeros there would make NaN of a key with an infinity that no row makes.
 template <class T>
-__device__ __forceinline__ void load_query(uint32_t (&a)[4], const Head& head, int low, int step) {
+struct QueryRows {
+  const T* rows[2];
+  int head_dim;
+  bool vector;
+
+  __device__ __forceinline__ QueryRows(const Head& head, int low)
+      : head_dim(head.p.head_dim), vector(head.p.query.vector) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = low + 8 * half < head.p.folded ? low + 8 * half : head.p.folded - 1;
+      rows[half] = head.query_row<T>(row);
+    }
+  }
+};
+
+// Sixteen columns, from 16 * step, of those rows as fragment a of mma. Straight from device memory:
+// the rows are read once, by one warp. `vector` is query.vector, which may be known when compiled.
+template <class T>
+__device__ __forceinline__ void load_query(uint32_t (&a)[4], const QueryRows<T>& query, int step,
+                                           bool vector) {
   const int pair = 16 * step + 2 * (thread_index() % 4);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int row = low + 8 * half;
 #pragma unroll
     for (int part = 0; part < 2; ++part) {
       const int column = pair + 8 * part;
       uint32_t two = 0;
-      if (row < head.p.folded && column < head.p.head_dim) {
-        const T* const from = head.query_row<T>(row) + column;
-        two = head.p.query.vector ? *reinterpret_cast<const uint32_t*>(from)
-                                  : static_cast<uint32_t>(from[0].bits) |
-                                        (static_cast<uint32_t>(from[1].bits) << 16);
+      if (column < query.head_dim) {
+        const T* const from = query.rows[half] + column;
+        two = vector ? *reinterpret_cast<const uint32_t*>(from)
+                     : static_cast<uint32_t>(from[0].bits) |
+                           (static_cast<uint32_t>(from[1].bits) << 16);
       }
       a[half + 2 * part] = two;
     }
+  }
+}
+
+// All steps; asked once whether the rows are aligned.
+template <int kSteps, class T>
+__device__ __forceinline__ void load_query(uint32_t (&a)[kSteps][4], const QueryRows<T>& query) {
+  if (query.vector) {
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) load_query(a[step], query, step, true);
+  } else {
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) load_query(a[step], query, step, false);
   }
 }
 

@@ -85,9 +85,35 @@ std::string describe(const Shape& s, DType dtype) {
   return name;
 }
 
+// A key of minus infinity is worth nothing to the rows there are, and the rows that fill up their
+// tile must not make NaN of it (0 * infinity).
+template <class Bits>
+void check_infinite_key(DType dtype, Bits one, Bits minus_infinity) {
+  constexpr int64_t kPrompt = 70, kAt = 41;
+  for (const int64_t dim : {64, 72, 256}) {
+    for (const int64_t rows : {1, 33, 130}) {
+      std::vector<Bits> query(static_cast<size_t>(rows * dim)), key((kPrompt + rows) * dim);
+      for (int64_t r = 0; r < rows; ++r) query[r * dim] = one;
+      key[kAt * dim] = minus_infinity;
+      const Problem p = {1, 1, 1, rows, kPrompt, dim, 1.0, nullptr, nullptr};
+      const TensorView q = {query.data(), dtype, rows * dim, rows * dim, dim};
+      const TensorView k = {key.data(), dtype, (kPrompt + rows) * dim, (kPrompt + rows) * dim, dim};
+      const std::vector<float> lse(static_cast<size_t>(rows), 0.0f);
+      std::vector<float> scores(kPrompt, NAN), expected(kPrompt, 1.0f);
+      expected[kAt] = 0.0f;
+      cuda::column_scores(p, q, k, {lse.data(), rows, nullptr, 0}, scores.data(), false, chip(4));
+      check(scores == expected,
+            describe({1, 1, 1, rows, kPrompt, dim}, dtype) + " an infinite key");
+    }
+  }
+}
+
 }  // namespace
 
 void check_shapes() {
+  check_infinite_key<uint16_t>(DType::kBFloat16, 0x3f80, 0xff80);
+  check_infinite_key<uint16_t>(DType::kFloat16, 0x3c00, 0xfc00);
+  check_infinite_key<uint32_t>(DType::kFloat32, 0x3f800000, 0xff800000);
   const Shape shapes[] = {
       {1, 1, 1, 1, 0, 64},     {2, 1, 1, 3, 1, 8},      {1, 2, 2, 5, 63, 64},
       {2, 1, 3, 7, 64, 40},    {1, 1, 4, 32, 65, 64},   {1, 1, 5, 13, 127, 96},
