@@ -58,6 +58,7 @@ __device__ __forceinline__ void copy_eight(char* to, const T* from, bool vector,
 // Keys (or values) of one head in a tensor.
 template <class T>
 struct TensorRows {
+  static constexpr bool kStrided = true;
   const T* rows;
   int64_t stride;
   bool vector;
@@ -65,6 +66,9 @@ struct TensorRows {
   __device__ __forceinline__ TensorRows(const Head& head, const DeviceTensor& tensor)
       : rows(head.of<T>(tensor)), stride(tensor.stride_s), vector(tensor.vector) {}
 
+  __device__ __forceinline__ const T* at(int j, int column) const {
+    return rows + j * stride + column;
+  }
   // Elements column .. column + 7 of key j to shared memory.
   __device__ __forceinline__ void copy(char* to, int j, int column, bool fetch) const {
     copy_eight(to, fetch ? rows + j * stride + column : rows, vector, fetch);
@@ -127,6 +131,7 @@ __device__ __forceinline__ float number_of(uint32_t byte, int quantised) {
 // Keys of one head of one request.
 template <class T>
 struct PagedRows {
+  static constexpr bool kStrided = false;
   const DevicePages& pages;
   const char* rows;      // of the head
   const int32_t* table;  // of the request

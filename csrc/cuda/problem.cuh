@@ -64,6 +64,11 @@ struct Head {
   __device__ __forceinline__ bool exists(int j) const {
     return (j >= first && j < last) || (j >= p.num_prompt && j < p.num_prompt + p.num_rows);
   }
+  // Whether all of the keys begin .. end - 1 do.
+  __device__ __forceinline__ bool all_exist(int begin, int end) const {
+    return (begin >= first && end <= last) ||
+           (begin >= p.num_prompt && end <= p.num_prompt + p.num_rows);
+  }
   // Whether a row that sees keys up to `limit` sees key j.
   __device__ __forceinline__ bool sees(int j, int limit) const {
     return (j >= first && j < last) || (j >= p.num_prompt && j <= limit);

@@ -31,10 +31,26 @@ __device__ __forceinline__ void load_tile(char* tile, const Head& head, const Ro
                                           int start) {
   using Shape = TileShape<D>;
   static_assert(kRows * Shape::kChunks % kThreads == 0, "every thread copies as many chunks");
+  constexpr int kCopies = kRows * Shape::kChunks / kThreads;
+  if constexpr (Rows::kStrided && kThreads % Shape::kChunks == 0) {
+    // Nearly every tile: all keys exist. A thread copies the same chunk of rows kStep apart.
+    if (rows.vector && head.all_exist(start, start + kRows)) {
+      constexpr int kStep = kThreads / Shape::kChunks;
+      const int row = thread_index() / Shape::kChunks, chunk = thread_index() % Shape::kChunks;
+      const bool fetch = chunk * 8 < head.p.head_dim;
+      auto from = fetch ? rows.at(start + row, chunk * 8) : rows.rows;
+      const int64_t step = fetch ? kStep * rows.stride : 0;
+#pragma unroll 4
+      for (int i = 0; i < kCopies; ++i, from += step) {
+        copy_async(tile + Shape::offset(row + i * kStep, chunk), from, fetch);
+      }
+      return;
+    }
+  }
   // Unrolled, every copy has addresses of its own in registers, which are full where D is 256.
   constexpr int kUnroll = D > 128 ? 1 : 2;
 #pragma unroll kUnroll
-  for (int i = 0; i < kRows * Shape::kChunks / kThreads; ++i) {
+  for (int i = 0; i < kCopies; ++i) {
     const int at = i * kThreads + thread_index();
     const int row = at / Shape::kChunks, chunk = at % Shape::kChunks;
     const bool fetch = chunk * 8 < head.p.head_dim && head.exists(start + row);
