@@ -31,7 +31,11 @@ __device__ __forceinline__ void gather_part(const GatherParams& params, int row,
   const int chunks = static_cast<int>(params.num_kept) * params.row_chunks;
   const int b = row / params.kv_heads, h = row % params.kv_heads;
   const int begin = part * kRowThreads * kThreadChunks + thread_index();
-#pragma unroll
+  if (params.key.vector && params.value.vector) {
+    return gather_chunks<E, kThreadChunks>(params, b, h, row * params.num_kept, begin, kRowThreads,
+                                           chunks);
+  }
+#pragma unroll 1
   for (int i = 0; i < kThreadChunks; ++i) {
     const int at = begin + i * kRowThreads;
     if (at >= chunks) continue;

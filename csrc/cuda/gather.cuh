@@ -54,6 +54,45 @@ __device__ __forceinline__ void gather_chunk(const GatherParams& params, int64_t
   copy(params.value, params.out_value);
 }
 
+// The same for chunks begin, begin + step, .. (kCount of them, below `end`) of the entries of row
+// (b, h), the first of which is entry `slot`; rows begin at multiples of 16 bytes. All indices are
+// loaded before any chunk, and all chunks before any is stored: loads do not pass stores.
+template <class E, int kCount>
+__device__ __forceinline__ void gather_chunks(const GatherParams& params, int64_t b, int64_t h,
+                                              int64_t slot, int begin, int step, int end) {
+  int index[kCount];
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    const int at = begin + i * step;
+    index[i] = at < end ? params.indices[slot + at / params.row_chunks] : -1;
+    index[i] = index[i] < params.num_keys ? index[i] : params.num_keys - 1;
+  }
+  const auto load = [&](Bytes16(&bytes)[kCount], const DeviceTensor& tensor) {
+    const char* const head =
+        tensor.data + (b * tensor.stride_b + h * tensor.stride_h) * static_cast<int64_t>(sizeof(E));
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      bytes[i] = {};
+      if (index[i] < 0) continue;
+      const int chunk = (begin + i * step) % params.row_chunks;
+      bytes[i] = load_bytes16(head + index[i] * tensor.stride_s * static_cast<int64_t>(sizeof(E)) +
+                              chunk * 16);
+    }
+  };
+  const auto store = [&](char* out, const Bytes16(&bytes)[kCount]) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const int at = begin + i * step;
+      if (at < end) store_bytes16(out + (slot * params.row_chunks + at) * 16, bytes[i]);
+    }
+  };
+  Bytes16 key[kCount], value[kCount];
+  load(key, params.key);
+  load(value, params.value);
+  store(params.out_key, key);
+  store(params.out_value, value);
+}
+
 inline GatherParams gather_params(int64_t batch, int64_t num_kv_heads, int64_t num_keys,
                                   int64_t head_dim, const TensorView& key, const TensorView& value,
                                   const int32_t* indices, int64_t num_kept, void* out_key,
