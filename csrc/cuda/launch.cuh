@@ -28,10 +28,19 @@ inline int current_device_attribute(cudaDeviceAttr attribute) {
 
 inline int multiprocessors() { return current_device_attribute(cudaDevAttrMultiProcessorCount); }
 
+// Whether the kernel waits in start_kernel() on the current device. On a Hopper or newer, one that
+// the driver compiled from the PTX of an older chip does not.
+inline bool waits_for_others(const void* kernel) {
+  if (current_device_attribute(cudaDevAttrComputeCapabilityMajor) < 9) return false;
+  cudaFuncAttributes attributes = {};
+  check_cuda(cudaFuncGetAttributes(&attributes, kernel), "cudaFuncGetAttributes");
+  return attributes.ptxVersion >= 90;
+}
+
 // Runs `kernel` in blocks of `threads` with `shared` bytes of dynamic shared memory.
 //
 // `follows`: a kernel of the same op was launched just before. This one may then start while that
-// one ends (Hopper and newer), as every kernel waits before its first load.
+// one ends (Hopper and newer) if it waits before its first load.
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int shared, Stream stream,
             bool follows, Arguments&&... arguments) {
@@ -51,7 +60,7 @@ void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int shar
   config.dynamicSmemBytes = static_cast<size_t>(shared);
   config.stream = stream;
   config.attrs = &attribute;
-  config.numAttrs = follows && current_device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
+  config.numAttrs = follows && waits_for_others(reinterpret_cast<const void*>(kernel));
   check_cuda(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), "launch");
 }
 
