@@ -97,7 +97,8 @@ void score_and_evict(const Problem& problem, const TensorView& query, const Tens
     column_scores(problem, query, key, row_lse, out.scores, lse == nullptr, device, progress);
   }
   if (!at_once) {
-    select(problem, out.scores, options, out.indices, workspace, true, device);
+    select(problem, out.scores, options, out.indices, workspace,
+           lse == nullptr || problem.num_prompt > 0, device);
     if (workspace.counting()) return;
     gather_kv(problem.batch, problem.num_kv_heads, problem.num_keys(), problem.head_dim, key, value,
               out.indices, selection.slots, out.key, out.value, true, device);

@@ -31,14 +31,15 @@ void check_call(const Inputs& in, const SelectOptions& options, const float* lse
   const TensorView q = in.q.view(), k = in.k.view(), v = in.v.view();
   const int64_t slots = std::min(options.budget, p.num_prompt) + options.append_rows;
   Kept actual(in, slots), expected(in, slots);
-  const int64_t before = emulated_launches;
+  const size_t before = emulated_launches.size();
   with_workspace([&](Workspace& workspace) {
     score_and_evict(
         p, q, k, v, lse, options,
         {actual.key.data(), actual.value.data(), actual.indices.data(), actual.scores.data()},
         workspace, chip(16));
   });
-  const int64_t launches = emulated_launches - before;
+  const size_t launches = emulated_launches.size() - before;
+  const bool first_follows = launches > 0 && emulated_launches[before];
   with_workspace([&](Workspace& workspace) {
     const RowLse rows = lse != nullptr
                             ? RowLse{lse, p.num_rows, nullptr, 0}
@@ -51,8 +52,9 @@ void check_call(const Inputs& in, const SelectOptions& options, const float* lse
   gather_kv(p.batch, p.num_kv_heads, p.num_keys(), p.head_dim, k, v, expected.indices.data(), slots,
             expected.key.data(), expected.value.data(), true, chip(16));
   check(actual == expected, name + ": as the rooms one by one");
+  check(!first_follows, name + ": the first launch follows none");
   if (options.pool_kernel <= 63) {
-    check(launches <= (lse == nullptr ? 3 : 2),
+    check(launches <= (lse == nullptr ? 3u : 2u),
           name + ": " + std::to_string(launches) + " launches");
   }
 }
