@@ -110,9 +110,12 @@ RowLse attention(const Problem& problem, const TensorView& query, const TensorVi
   const int64_t units = problem.batch * problem.num_kv_heads;
   const int64_t folded = problem.group() * problem.num_rows;
   params.row_tiles = static_cast<int32_t>(ceil_div(folded, plan.rows));
+  // Over no prompt, row tiles see from few keys to all, the longest first: where there are more of
+  // them than run at once, the short ones fill the end without splits.
+  const int64_t most_waves = problem.num_prompt == 0 ? 1 : kMostWaves;
   const Splits splits =
       split_keys(units * params.row_tiles, ceil_div(problem.num_keys(), plan.keys),
-                 int64_t{plan.resident} * device.num_sms, kMinTiles);
+                 int64_t{plan.resident} * device.num_sms, kMinTiles, most_waves);
   params.num_splits = splits.count;
   params.tiles_per_split = splits.tiles;
   params.out = out;

@@ -20,15 +20,28 @@ struct Splits {
   int32_t tiles;  // key tiles of each; the last may have fewer
 };
 
-// Splits that fill the chip once when each of `units` independent units of work sweeps `tiles` key
-// tiles. One wave: a second, partial one would leave most of the chip idle at its end. No split has
-// fewer than `min_tiles`: below that the start of a block costs more than its work.
+constexpr int64_t kMostWaves = 6;  // more would not fill the last one much better
+
+// Splits when each of `units` independent units of work sweeps `tiles` key tiles. No split has
+// fewer than `min_tiles`, which is about what a block costs beside its tiles. Of the splits that
+// fill one wave of `resident_blocks` blocks, two, and so on, those that take least time: mostly one
+// wave, but where units are many, a single one may leave half of the chip idle (144 units on 264
+// blocks).
 constexpr Splits split_keys(int64_t units, int64_t tiles, int64_t resident_blocks,
-                            int64_t min_tiles) {
-  const int64_t wanted = std::max<int64_t>(1, resident_blocks / std::max<int64_t>(1, units));
-  const int64_t per_split = std::max(min_tiles, ceil_div(tiles, wanted));
-  return {static_cast<int32_t>(std::max<int64_t>(1, ceil_div(tiles, per_split))),
-          static_cast<int32_t>(per_split)};
+                            int64_t min_tiles, int64_t most_waves = kMostWaves) {
+  Splits best = {};
+  int64_t least = 0;
+  for (int64_t waves = 1; waves <= most_waves; ++waves) {
+    const int64_t wanted =
+        std::max<int64_t>(1, waves * resident_blocks / std::max<int64_t>(1, units));
+    const int64_t per_split = std::max(min_tiles, ceil_div(tiles, wanted));
+    const int64_t count = std::max<int64_t>(1, ceil_div(tiles, per_split));
+    const int64_t time = ceil_div(units * count, resident_blocks) * (per_split + min_tiles);
+    if (waves > 1 && time >= least) continue;
+    best = {static_cast<int32_t>(count), static_cast<int32_t>(per_split)};
+    least = time;
+  }
+  return best;
 }
 
 // Rows of scores up to this length are selected by one block that holds their keys in registers.

@@ -99,15 +99,30 @@ void check_splits() {
     for (const int64_t tiles : {1, 3, 4, 5, 63, 512, 100000}) {
       for (const int64_t blocks : {1, 4, 108, 264}) {
         const Splits splits = split_keys(units, tiles, blocks, 4);
+        const Splits one_wave = split_keys(units, tiles, blocks, 4, 1);
         const std::string name = "splits of " + std::to_string(tiles) + " tiles, " +
                                  std::to_string(units) + " units, " + std::to_string(blocks);
         check(splits.count >= 1 && splits.tiles >= 4, name + ": none is too short");
         check(int64_t{splits.count} * splits.tiles >= tiles, name + ": all tiles are covered");
         check(int64_t{splits.count - 1} * splits.tiles < tiles, name + ": none is empty");
-        check(splits.count == 1 || splits.count * units <= blocks, name + ": one wave");
+        check(one_wave.count == 1 || one_wave.count * units <= blocks, name + ": one wave");
+        const auto time = [&](const Splits& s) {
+          return ceil_div(s.count * units, blocks) * (s.tiles + 4);
+        };
+        check(time(splits) <= time(one_wave), name + ": no slower than one wave");
       }
     }
   }
+  const auto are = [](const Splits& splits, int count, int tiles) {
+    return splits.count == count && splits.tiles == tiles;
+  };
+  // 264 blocks at once, 256 tiles. 8 units: 256 blocks, one wave of 8 + 2 tiles.
+  check(are(split_keys(8, 256, 264, 2), 32, 8), "splits of few units are one wave");
+  // 144 units: five waves of 29 + 2 tiles, where one wave would take 256 + 2 on half of the chip.
+  check(are(split_keys(144, 256, 264, 2), 9, 29), "splits where one wave wastes the chip");
+  // 300 units, which are two waves anyway, the second one of 36 blocks: six of 52 + 2 tiles.
+  check(are(split_keys(300, 256, 264, 2), 5, 52), "splits where the second wave wastes the chip");
+  check(are(split_keys(264, 256, 264, 2), 1, 256), "no splits where units fill the chip");
   bool padded = true;
   for (int64_t dim = 8; dim <= 256; dim += 8) {
     padded = padded && padded_dim(dim) >= dim && padded_dim(dim) % 16 == 0;
