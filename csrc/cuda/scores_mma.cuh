@@ -75,16 +75,20 @@ __global__ void __launch_bounds__(ScoresTile<D>::kThreads, ScoresTile<D>::kResid
   const int rows = row_warps * Tile::kWarpRows;
 
   // From the last tile to the first: where an attention sweep came before, the last keys are those
-  // that the L2 cache still holds.
+  // that the L2 cache still holds. The next row tile begins where this one ends, and so on.
+  bool backwards = true;
+  const auto start_of = [&](int i) {
+    return (backwards ? block.tile_end - 1 - i : block.tile_begin + i) * kKeys;
+  };
   const auto load = [&](int i) {
     if (i < count) {
       load_tile<D, kKeys, kThreads>(shared + i % 2 * Tile::kStageBytes, head, key_rows,
-                                    (block.tile_end - 1 - i) * kKeys);
+                                    start_of(i));
     }
     commit_copies();
   };
 
-  for (int row_begin = 0; row_begin < p.folded; row_begin += rows) {
+  for (int row_begin = 0; row_begin < p.folded; row_begin += rows, backwards = !backwards) {
     sync_threads();  // nobody uses the row tile before any more
     load(0);
     const int low = row_begin + row_warp * Tile::kWarpRows + lane / 4;
@@ -107,7 +111,7 @@ __global__ void __launch_bounds__(ScoresTile<D>::kThreads, ScoresTile<D>::kResid
         for (int w = 0; w < row_warps; ++w) {
           sum += sums[(i % 2 * Tile::kWarps + w) * kKeys + key];
         }
-        const int j = (block.tile_end - 1 - i) * kKeys + key;
+        const int j = start_of(i) + key;
         if (j >= head.first && j < head.last) {
           out[j] = (row_begin == 0 ? 0.0f : out[j]) + sum * weight;
         }
