@@ -3,7 +3,8 @@
 `LOOKAHEADKV_BACKEND=triton` (or cuda) chooses the backend; `--json FILE` keeps the figures. Every
 call is captured in a CUDA graph with cold inputs (several copies in turn, more than the L2 cache
 holds) and timed with events; reading K once is bytes over the bandwidth of a large copy in the same
-run. The last column is the time of a plain call, launches from Python included.
+run. The last column is the time of a plain call, launches from Python included. Every line is
+printed, and the file rewritten, as soon as there is something new: time may run out.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor
 
 import lookaheadkv_kernels as lkv
 from bench.cases import Case
+from lookaheadkv_kernels.lookahead.files import write_atomically
 
 # At most this multiple of the floor, by backend: scores with lse, attention with scores, all of the
 # eviction, select.
@@ -34,6 +36,7 @@ REPLAYS = 25
 BUDGETS = (128, 2048)
 
 Calls = Sequence[Callable[[], object]]
+Record = dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,15 @@ class Bar:
     @property
     def met(self) -> bool:
         return self.ratio <= self.most
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what:56} {self.microseconds:9.1f} us  x{self.ratio:5.2f} (<= {self.most:.2f}) "
+            f"{'met' if self.met else 'NOT MET'}  plain call {self.eager_microseconds:9.1f} us"
+        )
+
+
+Group = tuple[str, Callable[[], Iterable[Bar]]]
 
 
 def _events(run: Callable[[], object], rounds: int, calls: int) -> float:
@@ -116,42 +128,29 @@ def inputs(case: Case) -> list[tuple[Tensor, Tensor, Tensor]]:
     return copies
 
 
-def score_bars(case: Case, bandwidth: float) -> list[Bar]:
+def score_bars(case: Case, bandwidth: float) -> Iterator[Bar]:
     """Scores and attention against reading K (and V) once."""
     read = case.key_bytes / bandwidth
     sets = inputs(case)
     lses = [lkv.lookahead_attention(*one).lse for one in sets]
     name = f"N={case.num_prompt}"
     with_lse, with_value, evict, _ = MOST[lkv.backend_for("cuda")]
-    bars = [
-        bar(
-            f"{name} column_scores with lse / reading K",
-            [
-                partial(lkv.column_scores, q, k, lse)
-                for (q, k, _), lse in zip(sets, lses, strict=True)
-            ],
-            read,
-            with_lse,
-        ),
-        bar(
-            f"{name} lookahead_attention / reading K and V",
-            [partial(lkv.lookahead_attention, *one) for one in sets],
-            2 * read,
-            with_value,
-        ),
-        bar(
-            f"{name} score_and_evict / reading K twice",
-            [partial(lkv.score_and_evict, *one, budget=128) for one in sets],
-            2 * read,
-            evict,
-        ),
-    ]
+    yield bar(
+        f"{name} column_scores with lse / reading K",
+        [partial(lkv.column_scores, q, k, lse) for (q, k, _), lse in zip(sets, lses, strict=True)],
+        read,
+        with_lse,
+    )
+    yield bar(
+        f"{name} lookahead_attention / reading K and V",
+        [partial(lkv.lookahead_attention, *one) for one in sets],
+        2 * read,
+        with_value,
+    )
+    calls = [partial(lkv.score_and_evict, *one, budget=128) for one in sets]
+    yield bar(f"{name} score_and_evict / reading K twice", calls, 2 * read, evict)
     if lkv.backend_for("cuda") == "cuda" and case.num_prompt == 32_768:
-        calls = [partial(lkv.score_and_evict, *one, budget=128) for one in sets]
-        bars.append(
-            bar(f"{name} score_and_evict / {MOST_EVICT_US:.0f} us", calls, MOST_EVICT_US, 1)
-        )
-    return bars
+        yield bar(f"{name} score_and_evict / {MOST_EVICT_US:.0f} us", calls, MOST_EVICT_US, 1)
 
 
 def eager_select(scores: Tensor, budget: int) -> Tensor:
@@ -160,29 +159,22 @@ def eager_select(scores: Tensor, budget: int) -> Tensor:
     return pooled.topk(budget, sorted=False).indices.sort().values
 
 
-def select_bars(num_prompt: int) -> list[Bar]:
+def select_bars(num_prompt: int) -> Iterator[Bar]:
     """select against max_pool1d + torch.topk + sort of the kept positions."""
     sets = [torch.rand(1, 8, num_prompt, device="cuda") for _ in range(COPIES)]
-    bars = []
     for budget in BUDGETS:
-        floor = graph_time([partial(eager_select, scores, budget) for scores in sets])
-        bars.append(
-            bar(
-                f"N={num_prompt} select {budget} / max_pool1d + topk + sort",
-                [partial(lkv.select, scores, budget) for scores in sets],
-                floor,
-                MOST[lkv.backend_for("cuda")][3],
-            )
+        yield bar(
+            f"N={num_prompt} select {budget} / max_pool1d + topk + sort",
+            [partial(lkv.select, scores, budget) for scores in sets],
+            graph_time([partial(eager_select, scores, budget) for scores in sets]),
+            MOST[lkv.backend_for("cuda")][3],
         )
     if lkv.backend_for("cuda") == "cuda" and num_prompt == 32_768:
         calls = [partial(lkv.select, scores, BUDGETS[-1]) for scores in sets]
-        bars.append(
-            bar(f"N={num_prompt} select / {MOST_SELECT_US:.0f} us", calls, MOST_SELECT_US, 1)
-        )
-    return bars
+        yield bar(f"N={num_prompt} select / {MOST_SELECT_US:.0f} us", calls, MOST_SELECT_US, 1)
 
 
-def prefill_bars(positions: int) -> Bar:
+def prefill_bars(positions: int) -> Iterator[Bar]:
     """prefill_attention against scaled_dot_product_attention, its fastest backend."""
 
     def normal(heads: int) -> Tensor:
@@ -200,12 +192,38 @@ def prefill_bars(positions: int) -> Bar:
                 floors.append(graph_time([partial(attend, *one) for one in sets]))
         except RuntimeError as error:
             print(f"{backend}: {error}", file=sys.stderr)
-    return bar(
+    if not floors:
+        raise RuntimeError("no backend of scaled_dot_product_attention ran")
+    yield bar(
         f"S={positions} prefill_attention / SDPA",
         [partial(lkv.prefill_attention, q, k, v, 32) for q, k, v in sets],
         min(floors),
         1 / 0.9,
     )
+
+
+def measure(groups: Iterable[Group], record: Record, path: Path | None) -> bool:
+    """Whether every group came to its end. What was measured goes to ``record`` and ``path``.
+
+    A group that fails takes no other's figures along.
+    """
+    bars: list[Record] = []
+    failures: list[str] = []
+    record |= {"bars": bars, "failures": failures}
+    met = 0
+    for name, group in groups:
+        try:
+            for one in group():
+                print(one, flush=True)
+                bars.append(asdict(one))
+                met += one.met
+        except Exception as error:
+            failures.append(f"{name}: {error!r}")
+            print(f"FAILED {failures[-1]}", flush=True)
+        if path is not None:
+            write_atomically(path, json.dumps(record, indent=1).encode())
+    print(f"{met} of {len(bars)} bars met, {len(failures)} groups failed")
+    return not failures
 
 
 def main() -> None:
@@ -214,27 +232,19 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--prompt", type=int, action="append")
     arguments = parser.parse_args()
-    device = torch.cuda.get_device_name()
+    device, backend = torch.cuda.get_device_name(), lkv.backend_for("cuda")
     bandwidth = copy_bandwidth()
-    print(f"{device}, {lkv.backend_for('cuda')}, copy bandwidth {bandwidth / 1e6:.2f} TB/s")
-    bars: list[Bar] = []
+    print(f"{device}, {backend}, copy bandwidth {bandwidth / 1e6:.2f} TB/s", flush=True)
+    groups: list[Group] = []
     for num_prompt in arguments.prompt or (32_768, 131_072):
-        bars += score_bars(Case(num_prompt=num_prompt), bandwidth)
-        bars += select_bars(num_prompt)
-    bars += [prefill_bars(positions) for positions in (8_192, 32_768)]
-    for one in bars:
-        print(
-            f"{one.what:56} {one.microseconds:9.1f} us  x{one.ratio:5.2f} (<= {one.most:.2f}) "
-            f"{'met' if one.met else 'NOT MET'}  plain call {one.eager_microseconds:9.1f} us"
-        )
-    if arguments.json:
-        record = {
-            "device": device,
-            "backend": lkv.backend_for("cuda"),
-            "bandwidth": bandwidth,
-            "bars": [asdict(one) for one in bars],
-        }
-        arguments.json.write_text(json.dumps(record, indent=1))
+        case = Case(num_prompt=num_prompt)
+        groups.append((f"scores N={num_prompt}", partial(score_bars, case, bandwidth)))
+        groups.append((f"select N={num_prompt}", partial(select_bars, num_prompt)))
+    for positions in (8_192, 32_768):
+        groups.append((f"prefill S={positions}", partial(prefill_bars, positions)))
+    record: Record = {"device": device, "backend": backend, "bandwidth": bandwidth}
+    if not measure(groups, record, arguments.json):
+        sys.exit(1)
 
 
 if __name__ == "__main__":
