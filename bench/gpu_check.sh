@@ -66,19 +66,24 @@ available() {
   return 1
 }
 
-# tests BACKEND KEYWORDS PAGED_TESTS
+# tests BACKEND KEYWORDS PAGED_TESTS MORE_OP_TESTS...
 tests() {
+  local backend=$1 keywords=$2 paged=$3 parallel=()
+  shift 3
   if ! has pytest || ! has hypothesis; then
-    skip "$1-tests" "pytest and hypothesis are needed"
+    skip "$backend-tests" "pytest and hypothesis are needed"
     return
   fi
-  step "$1-tests" 120 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu -k "$2" \
-    "$ROOT"/tests/test_gpu.py "$ROOT"/tests/test_cuda_gpu.py "$ROOT"/tests/test_paged_gpu.py
-  step "$1-paged" 60 env LOOKAHEADKV_BACKEND="$1" "$PYTHON" -m pytest -q -p no:cacheprovider \
-    --cases-per-test 4 "$ROOT/tests/$3"
-  step "$1-ops" 80 env LOOKAHEADKV_BACKEND="$1" "$PYTHON" -m pytest -q -p no:cacheprovider \
-    --cases-per-test 12 "$ROOT"/tests/test_ops.py "$ROOT"/tests/test_select.py \
-    "$ROOT"/tests/test_gather.py "$ROOT"/tests/test_gradients.py
+  # Most of the time of Triton's tests goes to compiling, on one core each.
+  [[ $backend == triton ]] && has xdist && parallel=(-n 8)
+  step "$backend-tests" 120 "$PYTHON" -m pytest -q -p no:cacheprovider "${parallel[@]}" -m gpu \
+    -k "$keywords" "$ROOT"/tests/test_gpu.py "$ROOT"/tests/test_cuda_gpu.py \
+    "$ROOT"/tests/test_paged_gpu.py
+  step "$backend-paged" 60 env LOOKAHEADKV_BACKEND="$backend" "$PYTHON" -m pytest -q \
+    -p no:cacheprovider "${parallel[@]}" --cases-per-test 4 "$ROOT/tests/$paged"
+  step "$backend-ops" 80 env LOOKAHEADKV_BACKEND="$backend" "$PYTHON" -m pytest -q \
+    -p no:cacheprovider "${parallel[@]}" --cases-per-test 12 "$ROOT"/tests/test_ops.py \
+    "$ROOT"/tests/test_select.py "$ROOT"/tests/test_gather.py "$ROOT"/tests/test_gradients.py "$@"
 }
 
 bars() {
@@ -109,7 +114,7 @@ fi
 # Of the paged tests the ones of Triton's own: it would compile every head dimension and layout of
 # the random ones.
 if available triton; then
-  tests triton triton test_triton_paged.py
+  tests triton triton test_triton_paged.py "$ROOT"/tests/test_triton_kernels.py
   bars triton
 fi
 
