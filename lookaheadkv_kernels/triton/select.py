@@ -166,14 +166,14 @@ def pool_kernel(
     half,
     BLOCK: tl.constexpr,
 ):
-    """Pooled rank keys in memory, for rows that are read more than once; 0 in the padding."""
+    """Pooled rank keys in memory, for rows that are read more than once."""
     unit = tl.program_id(0).to(tl.int64)
     b = unit // kv_heads
     first, last = valid_keys(leftpad_ptr, seqused_ptr, b, num_prompt)
     row_ptr = scores_ptr + b * stride_b + (unit % kv_heads) * stride_h
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    key = pooled_keys(row_ptr, stride_n, at, first, last, half)
-    key = tl.where((at >= first) & (at < last), key, 0).to(tl.int32, bitcast=True)
+    # In the padding, too: widen_kernel joins windows that are centred there.
+    key = pooled_keys(row_ptr, stride_n, at, first, last, half).to(tl.int32, bitcast=True)
     tl.store(out_ptr + unit * num_prompt + at, key, mask=at < num_prompt)
 
 
