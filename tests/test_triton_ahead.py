@@ -18,8 +18,9 @@ if os.environ.get("TRITON_INTERPRET"):
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
 from bench import triton_resources as table
-from lookaheadkv_kernels.triton import heuristics
+from lookaheadkv_kernels.triton import heuristics, ops, paged_select, tiles
 from lookaheadkv_kernels.triton.ahead import Resources, resources
+from lookaheadkv_kernels.triton.launch import record
 
 MATRIX = (
     "split_attention_kernel",
@@ -162,6 +163,18 @@ def test_splits_fill_the_chip_in_one_wave():
     assert heuristics.splits(500, 512, 132) == (1, 512)
     assert heuristics.splits(1, 512, 132) == (128, 4)  # four tiles a split at least
     assert heuristics.splits(1, 1, 132) == (1, 4)
+
+
+def test_grids_have_one_axis():
+    """It takes 2^31 - 1 programs; the others of a grid end at 65,535, 67 M positions of a row."""
+    scores = torch.empty(2, 8, 2**27, device="meta")
+    with record(table.TARGETS["sm_90"]) as launches:
+        ops.select(scores, 128, pool_kernel=101)
+        tiles.sum_splits(scores, scores[:, 0], 2, 2**27, 1.0)
+        paged_select.reduce_heads(scores, torch.empty(2, dtype=torch.int32, device="meta"), True)
+    kernels = {launch.kernel.__name__ for launch in launches}
+    assert {"pool_kernel", "widen_kernel", "sum_splits_kernel", "reduce_heads_kernel"} < kernels
+    assert all(len(launch.grid) == 1 and launch.grid[0] < 2**31 for launch in launches)
 
 
 def test_same_choice_for_same_shapes():
