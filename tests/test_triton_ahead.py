@@ -177,6 +177,25 @@ def test_grids_have_one_axis():
     assert all(len(launch.grid) == 1 and launch.grid[0] < 2**31 for launch in launches)
 
 
+def test_column_scores_hoist_all_rows_on_hopper():
+    """G 8 with 32 rows is one tile there, and so is G 4 everywhere; G 16 takes two at least."""
+    for name, rows, tile in (
+        ("sm_90", 256, 256),
+        ("sm_100", 256, 128),
+        ("sm_80", 256, 128),
+        ("sm_90", 128, 128),
+        ("sm_90", 512, 128),
+    ):
+        sweep = heuristics.scores(8, rows, 32_768, 128, 2, table.TARGETS[name])
+        assert (sweep.block_rows, sweep.num_stages >= 2) == (tile, True)
+
+
+def test_column_scores_in_little_shared_memory():
+    """99 KB hold 34 KB of rows with four tiles of 64 keys once; twice not even with two of 32."""
+    sweep = heuristics.scores(8, 128, 32_768, 128, 2, heuristics.Target("cuda", 89, 128, 101_376))
+    assert (sweep.block_keys, sweep.num_stages, sweep.num_splits) == (64, 4, 16)
+
+
 def test_same_choice_for_same_shapes():
     sweeps = {
         heuristics.attention(8, 128, 32_800, 128, 2, table.TARGETS["sm_90"]) for _ in range(3)

@@ -153,15 +153,22 @@ def scores(
 ) -> Sweep:
     """The sweep that adds up columns: keys are the rows of the matrix product there."""
     block_rows, width = row_tile(rows, head_dim, element_size), block_dim(head_dim)
-    block_keys = 128 if width <= 128 and element_size == 2 else key_tile(head_dim, element_size) * 2
+    widest = 128 if width <= 128 and element_size == 2 else key_tile(head_dim, element_size) * 2
+    # All rows in one tile, as only the innermost loop is pipelined: it should be the one over keys.
+    # Not on Blackwell, where the registers would hold one such program instead of two.
+    hopper = target.has_tma and target.arch < 100
+    if hopper and element_size == 2 and width <= 128 and MAX_ROW_TILE < rows <= 256:
+        block_rows, widest = 256, 64
     fixed = (block_rows * width + 1024) * element_size
     if rows > block_rows:
         fixed *= 2  # the next row tile is loaded while this one is used
-    key_bytes = width * element_size
-    while block_keys > 16 and pipeline_stages(fixed, block_keys * key_bytes, target, 2) < 2:
-        block_keys //= 2
+    # Two programs share a multiprocessor, or one has it alone, rather than tiles of 16 keys.
+    for block_keys, resident in ((128, 2), (64, 2), (32, 2), (64, 1), (32, 1), (16, 1)):
+        num_stages = pipeline_stages(fixed, block_keys * width * element_size, target, resident)
+        if block_keys <= widest and num_stages >= 2:
+            break
     num_splits, tiles_per_split = splits(
-        units, ceil_div(keys, block_keys), 2 * target.num_sms, min_tiles=2
+        units, ceil_div(keys, block_keys), resident * target.num_sms, min_tiles=2
     )
     return Sweep(
         block_rows,
@@ -169,8 +176,8 @@ def scores(
         width,
         num_splits,
         tiles_per_split,
-        8 if block_keys == 128 and block_rows >= 64 else 4,
-        pipeline_stages(fixed, block_keys * key_bytes, target, 2),
+        8 if block_rows == 256 or (block_keys == 128 and block_rows >= 64) else 4,
+        num_stages,
     )
 
 
