@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -143,7 +144,13 @@ SHAPES = list(
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("target", table.TARGETS.values(), ids=lambda target: str(target.arch))
 def test_sweeps_cover_every_key_and_fit(target, size):
-    choices = (heuristics.attention, heuristics.scores, heuristics.backward)
+    choices = (
+        heuristics.attention,
+        heuristics.scores,
+        partial(heuristics.paged_scores, quantised=False),
+        partial(heuristics.paged_scores, quantised=True),
+        heuristics.backward,
+    )
     for choose, (keys, rows, head_dim) in itertools.product(choices, SHAPES):
         sweep = choose(8, rows, keys, head_dim, size, target)
         tiles = heuristics.ceil_div(keys, sweep.block_keys)
@@ -194,6 +201,29 @@ def test_column_scores_in_little_shared_memory():
     """99 KB hold 34 KB of rows with four tiles of 64 keys once; twice not even with two of 32."""
     sweep = heuristics.scores(8, 128, 32_768, 128, 2, heuristics.Target("cuda", 89, 128, 101_376))
     assert (sweep.block_keys, sweep.num_stages, sweep.num_splits) == (64, 4, 16)
+
+
+def test_paged_scores_leave_registers_for_addresses():
+    """64 keys at most, in flight with their block ids; 8-bit ones keep the 64 that wgmma needs."""
+    for name, quantised, keys, stages in (
+        ("sm_90", False, 64, 3),
+        ("sm_90", True, 64, 3),
+        ("sm_100", True, 64, 2),
+        ("sm_80", False, 64, 3),
+        ("sm_80", True, 32, 3),
+        ("gfx942", True, 64, 2),
+    ):
+        sweep = heuristics.paged_scores(32, 128, 32_768, 128, 2, table.TARGETS[name], quantised)
+        assert (sweep.block_keys, sweep.num_stages) == (keys, stages)
+
+
+@pytest.mark.parametrize("keys, splits", [(4096, 1), (131_072, 16), (131_073, 17)])
+def test_one_long_request_among_many_is_split(keys, splits):
+    """64 requests of 8 heads fill the chip without splits, but all except one may be idle."""
+    target = table.TARGETS["sm_90"]
+    sweep = heuristics.attention(64 * 8, 128, keys, 128, 2, target, False)
+    assert heuristics.paged_splits(sweep, keys).num_splits == splits
+    assert heuristics.paged_scores(64 * 8, 128, keys, 128, 2, target, False).num_splits == splits
 
 
 def test_same_choice_for_same_shapes():

@@ -17,6 +17,8 @@ SELECT_CHUNK = 4096
 # Wider pools are widened by doubling in memory: log2(pool) sweeps instead of pool loads a position.
 MAX_FUSED_POOL = 31
 HISTOGRAM_CHUNK = 8192
+# Keys of a paged request that one program takes at most.
+MAX_PAGED_SPLIT = 8192
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,43 @@ def scores(
         8 if block_rows == 256 or (block_keys == 128 and block_rows >= 64) else 4,
         num_stages,
     )
+
+
+def paged_splits(sweep: Sweep, keys: int) -> Sweep:
+    """The sweep with splits of at most ``MAX_PAGED_SPLIT`` of a request's ``keys``.
+
+    A batch may be one long request among many short ones, whose programs end at once.
+    """
+    tiles = ceil_div(keys, sweep.block_keys)
+    most = max(1, MAX_PAGED_SPLIT // sweep.block_keys)
+    per_split = min(most, max(1, ceil_div(tiles, sweep.num_splits)))
+    num_splits = max(1, ceil_div(tiles, per_split))
+    return replace(sweep, num_splits=num_splits, tiles_per_split=per_split)
+
+
+def paged_scores(
+    units: int,
+    rows: int,
+    keys: int,
+    head_dim: int,
+    element_size: int,
+    target: Target,
+    quantised: bool,
+) -> Sweep:
+    """The same where a block table finds the keys; their addresses take registers, so few keys."""
+    sweep = scores(units, rows, keys, head_dim, element_size, target)
+    block_keys, num_warps, num_stages = sweep.block_keys, sweep.num_warps, sweep.num_stages
+    one_row_tile = rows <= sweep.block_rows and element_size == 2 and target.backend == "cuda"
+    if one_row_tile:
+        block_keys = min(64, block_keys)
+        num_warps = 8 if sweep.block_rows == 256 else 4
+        # A third stage is the block table's and takes little memory. On Blackwell it would spill.
+        num_stages = min(2, num_stages) + (1 if target.arch < 100 else 0)
+    if quantised and not (one_row_tile and target.has_tma):
+        # Taking bytes apart needs registers, too: a tile of half as many keys leaves them.
+        block_keys = max(16, block_keys // 2)
+    sweep = replace(sweep, block_keys=block_keys, num_warps=num_warps, num_stages=num_stages)
+    return paged_splits(sweep, keys)
 
 
 def backward(
