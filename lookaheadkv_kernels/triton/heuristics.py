@@ -99,13 +99,22 @@ def pipeline_stages(fixed: int, per_stage: int, target: Target, programs: int = 
 
 
 def splits(units: int, tiles: int, num_sms: int, min_tiles: int = 4) -> tuple[int, int]:
-    """(splits, tiles per split) that fill the chip once with ``units`` independent units of work.
+    """(splits, tiles per split) of each of ``units`` independent units of work.
 
-    One wave: a second, partial one would leave most of the chip idle at its end.
+    As many as fill the chip once, or up to eleven more if its last wave is fuller then.
     """
-    wanted = max(1, num_sms // max(1, units))
-    per_split = max(min_tiles, ceil_div(tiles, wanted))
-    return max(1, ceil_div(tiles, per_split)), per_split
+
+    def per_split(wanted: int) -> int:
+        return max(min_tiles, ceil_div(tiles, wanted))
+
+    def cost(wanted: int) -> int:
+        """Waves, times the tiles of a program and two more for its beginning and end."""
+        programs = units * ceil_div(tiles, per_split(wanted))
+        return ceil_div(programs, num_sms) * (per_split(wanted) + 2)
+
+    fewest = max(1, num_sms // max(1, units))
+    chosen = per_split(min(range(fewest, fewest + 12), key=cost))
+    return max(1, ceil_div(tiles, chosen)), chosen
 
 
 def attention(
