@@ -19,8 +19,8 @@ if os.environ.get("TRITON_INTERPRET"):
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
 from bench import triton_resources as table
-from lookaheadkv_kernels.triton import heuristics, ops, paged_select, tiles
-from lookaheadkv_kernels.triton.ahead import Resources, resources
+from lookaheadkv_kernels.triton import compact, heuristics, ops, paged, paged_select, tiles
+from lookaheadkv_kernels.triton.ahead import Resources, compile_key, resources
 from lookaheadkv_kernels.triton.launch import record
 
 MATRIX = (
@@ -179,6 +179,25 @@ def test_few_of_the_chip_idle_in_the_last_wave():
         num_splits, per_split = heuristics.splits(units, tiles, num_sms)
         waves = heuristics.ceil_div(units * num_splits, num_sms)
         assert units * tiles / (waves * per_split * num_sms) > 0.9
+
+
+def test_plans_of_any_batch_are_aligned():
+    """To 16 bytes, as Triton compiles a kernel anew for pointers that are not."""
+    for requests in range(1, 10):
+        lens = torch.empty(requests, dtype=torch.int32, device="meta")
+        with record(table.TARGETS["sm_90"]):
+            made = paged.plan(torch.empty(requests + 1, device="meta"), lens, None, 32, 99, 99)
+        for name, field in vars(made).items():
+            assert field.shape == (requests,) and field.is_contiguous(), name
+            assert field.storage_offset() * field.element_size() % 16 == 0, name
+
+
+def test_numbers_compile_one_kernel():
+    """Addresses, layers, a part of either: whatever is stored, and however many."""
+    with record(table.TARGETS["sm_90"]) as launches:
+        for numbers in ([1], [2**40 + 16, 16, 7], list(range(32)), [2**40] * 32):
+            compact.store_numbers(numbers, torch.device("meta"))
+    assert len({compile_key(launch) for launch in launches}) == 1
 
 
 def test_grids_have_one_axis():
