@@ -71,9 +71,9 @@ def digit_histogram_kernel(
     BLOCK: tl.constexpr,
 ):
     """One chunk of one row: counts of digit PASS among the keys that share the higher ones."""
-    unit = (tl.program_id(0) // num_chunks).to(tl.int64)
-    chunk = tl.program_id(0) % num_chunks
-    unit_chunks = tl.num_programs(0)
+    unit = tl.program_id(0).to(tl.int64)
+    units = tl.num_programs(0)
+    chunk = tl.program_id(1)
     first, last = valid_keys(leftpad_ptr, seqused_ptr, unit // kv_heads, num_prompt)
     count = kept_count(budget, counts_ptr, unit // kv_heads, last - first)
     row_histograms = out_histograms_ptr + unit * num_chunks * BINS
@@ -83,12 +83,12 @@ def digit_histogram_kernel(
     )
     counted = (at >= first) & (at < last)
     if PASS > 0:
-        prefix, _ = threshold_of(row_histograms, unit_chunks, num_chunks, count, PASS)
+        prefix, _ = threshold_of(row_histograms, units * num_chunks, num_chunks, count, PASS)
         counted = counted & ((key >> (32 - 8 * PASS)) == prefix)
     digit = ((key >> (24 - 8 * PASS)) & 0xFF).to(tl.int32)
     histogram = tl.histogram(digit, BINS, mask=counted)
-    slot = (PASS * unit_chunks + tl.program_id(0)).to(tl.int64)
-    tl.store(out_histograms_ptr + slot * BINS + tl.arange(0, BINS), histogram)
+    slot = (PASS * units + unit) * num_chunks + chunk
+    tl.store(out_histograms_ptr + slot.to(tl.int64) * BINS + tl.arange(0, BINS), histogram)
 
 
 @triton.jit(
@@ -121,13 +121,13 @@ def compact_kernel(
     BLOCK: tl.constexpr,
 ):
     """One chunk of one row: its kept positions, behind those of the chunks before it."""
-    unit = (tl.program_id(0) // num_chunks).to(tl.int64)
-    chunk = tl.program_id(0) % num_chunks
-    unit_chunks = tl.num_programs(0)
+    unit = tl.program_id(0).to(tl.int64)
+    units = tl.num_programs(0)
+    chunk = tl.program_id(1)
     first, last = valid_keys(leftpad_ptr, seqused_ptr, unit // kv_heads, num_prompt)
     count = kept_count(budget, counts_ptr, unit // kv_heads, last - first)
     row_histograms = histograms_ptr + unit * num_chunks * BINS
-    threshold, wanted = threshold_of(row_histograms, unit_chunks, num_chunks, count, DIGITS)
+    threshold, wanted = threshold_of(row_histograms, units * num_chunks, num_chunks, count, DIGITS)
 
     # What the chunks before keep: keys above the threshold by their first other digit, and ties.
     digit = tl.arange(0, BINS)
@@ -138,7 +138,7 @@ def compact_kernel(
         before = tl.zeros([BINS], tl.int32)
         for other in range(chunk):
             before += tl.load(
-                row_histograms + (i * unit_chunks + other).to(tl.int64) * BINS + digit
+                row_histograms + (i * units * num_chunks + other).to(tl.int64) * BINS + digit
             )
         above_before += tl.sum(tl.where(digit > mine, before, 0), 0)
         if i == DIGITS - 1:
@@ -175,7 +175,7 @@ def select_long(
     for digit in range(4):
         launch(
             digit_histogram_kernel,
-            (rows * chunks,),
+            (rows, chunks),
             keys,
             keys_ptr=keys,
             out_histograms_ptr=histograms,
@@ -191,7 +191,7 @@ def select_long(
         )
     launch(
         compact_kernel,
-        (rows * chunks,),
+        (rows, chunks),
         keys,
         keys_ptr=keys,
         histograms_ptr=histograms,

@@ -33,7 +33,7 @@ def valid_keys(leftpad_ptr, seqused_ptr, b, num_prompt):
 def row_block(length, BLOCK: tl.constexpr):
     """(row, positions) of this program, where BLOCK positions of a row are a program's.
 
-    On one axis: the others of a grid end at 65,535.
+    On one axis of the grid: the others end at 65,535.
     """
     blocks = tl.cdiv(length, BLOCK)
     pid = tl.program_id(0)
