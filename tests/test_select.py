@@ -79,6 +79,18 @@ def test_padding(make, pins, device):
         assert (indices[4:] == -1).all()
 
 
+@pytest.mark.parametrize("best", [40, 79], ids=["first", "last"])
+def test_wide_pools_at_the_edge_of_padding(best, device):
+    """The largest score beside the padding: a pool reaches it from its whole half width inside."""
+    scores = torch.zeros(1, 1, 120, device=device)
+    scores[..., best] = 1
+    padding = {"leftpad_k": lengths(40, device=device), "seqused_k": lengths(80, device=device)}
+    for pool_kernel in (33, 61, 101):
+        for name, value in padding.items():
+            check(scores, 17, pool_kernel=pool_kernel, **{name: value})
+        check(scores, 17, pool_kernel=pool_kernel, **padding)
+
+
 @pytest.mark.parametrize("shape", [(0, 2, 10), (2, 0, 10), (2, 2, 0)])
 def test_empty(shape, device):
     indices = lk.select(torch.zeros(shape, device=device), 4)

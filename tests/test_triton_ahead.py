@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,9 @@ if os.environ.get("TRITON_INTERPRET"):
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
 from bench import triton_resources as table
-from lookaheadkv_kernels.triton import heuristics
-from lookaheadkv_kernels.triton.ahead import Resources, resources
+from lookaheadkv_kernels.triton import compact, heuristics, ops, paged, paged_select, tiles
+from lookaheadkv_kernels.triton.ahead import Resources, compile_key, resources
+from lookaheadkv_kernels.triton.launch import record
 
 MATRIX = (
     "split_attention_kernel",
@@ -142,7 +144,13 @@ SHAPES = list(
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("target", table.TARGETS.values(), ids=lambda target: str(target.arch))
 def test_sweeps_cover_every_key_and_fit(target, size):
-    choices = (heuristics.attention, heuristics.scores, heuristics.backward)
+    choices = (
+        heuristics.attention,
+        heuristics.scores,
+        partial(heuristics.paged_scores, quantised=False),
+        partial(heuristics.paged_scores, quantised=True),
+        heuristics.backward,
+    )
     for choose, (keys, rows, head_dim) in itertools.product(choices, SHAPES):
         sweep = choose(8, rows, keys, head_dim, size, target)
         tiles = heuristics.ceil_div(keys, sweep.block_keys)
@@ -156,12 +164,95 @@ def test_sweeps_cover_every_key_and_fit(target, size):
         assert sweep.num_warps in (4, 8) and sweep.num_stages >= 1
 
 
-def test_splits_fill_the_chip_in_one_wave():
-    assert heuristics.splits(8, 512, 132) == (16, 32)
+def test_splits_fill_the_chip():
+    assert heuristics.splits(8, 512, 132) == (16, 32)  # one wave, as in the next three
     assert heuristics.splits(132, 512, 132) == (1, 512)
-    assert heuristics.splits(500, 512, 132) == (1, 512)
     assert heuristics.splits(1, 512, 132) == (128, 4)  # four tiles a split at least
     assert heuristics.splits(1, 1, 132) == (1, 4)
+    assert heuristics.splits(500, 512, 132) == (5, 103)  # 18.9 waves of 103 instead of 3.8 of 512
+
+
+def test_few_of_the_chip_idle_in_the_last_wave():
+    """Nine tenths of it work on average, for any batch: also 136 units on 132 processors."""
+    tiles, num_sms = 512, 132
+    for units in range(1, 1000):
+        num_splits, per_split = heuristics.splits(units, tiles, num_sms)
+        waves = heuristics.ceil_div(units * num_splits, num_sms)
+        assert units * tiles / (waves * per_split * num_sms) > 0.9
+
+
+def test_plans_of_any_batch_are_aligned():
+    """To 16 bytes, as Triton compiles a kernel anew for pointers that are not."""
+    for requests in range(1, 10):
+        lens = torch.empty(requests, dtype=torch.int32, device="meta")
+        with record(table.TARGETS["sm_90"]):
+            made = paged.plan(torch.empty(requests + 1, device="meta"), lens, None, 32, 99, 99)
+        for name, field in vars(made).items():
+            assert field.shape == (requests,) and field.is_contiguous(), name
+            assert field.storage_offset() * field.element_size() % 16 == 0, name
+
+
+def test_numbers_compile_one_kernel():
+    """Addresses, layers, a part of either: whatever is stored, and however many."""
+    with record(table.TARGETS["sm_90"]) as launches:
+        for numbers in ([1], [2**40 + 16, 16, 7], list(range(32)), [2**40] * 32):
+            compact.store_numbers(numbers, torch.device("meta"))
+    assert len({compile_key(launch) for launch in launches}) == 1
+
+
+def test_grids_of_long_rows_are_possible():
+    """The first axis takes 2^31 - 1 programs, the second 65,535: too few for 1,024 keys each."""
+    scores = torch.empty(2, 8, 2**27, device="meta")
+    with record(table.TARGETS["sm_90"]) as launches:
+        ops.select(scores, 128, pool_kernel=101)
+        tiles.sum_splits(scores, scores[:, 0], 2, 2**27, 1.0)
+        paged_select.reduce_heads(scores, torch.empty(2, dtype=torch.int32, device="meta"), True)
+    kernels = {launch.kernel.__name__ for launch in launches}
+    assert {"pool_kernel", "widen_kernel", "sum_splits_kernel", "reduce_heads_kernel"} < kernels
+    for launch in launches:
+        assert launch.grid[0] < 2**31 and max(launch.grid[1:], default=0) <= 65_535
+
+
+def test_column_scores_hoist_all_rows_on_hopper():
+    """G 8 with 32 rows is one tile there, and so is G 4 everywhere; G 16 takes two at least."""
+    for name, rows, tile in (
+        ("sm_90", 256, 256),
+        ("sm_100", 256, 128),
+        ("sm_80", 256, 128),
+        ("sm_90", 128, 128),
+        ("sm_90", 512, 128),
+    ):
+        sweep = heuristics.scores(8, rows, 32_768, 128, 2, table.TARGETS[name])
+        assert (sweep.block_rows, sweep.num_stages >= 2) == (tile, True)
+
+
+def test_column_scores_in_little_shared_memory():
+    """99 KB hold 34 KB of rows with four tiles of 64 keys once; twice not even with two of 32."""
+    sweep = heuristics.scores(8, 128, 32_768, 128, 2, heuristics.Target("cuda", 89, 128, 101_376))
+    assert (sweep.block_keys, sweep.num_stages, sweep.num_splits) == (64, 4, 16)
+
+
+def test_paged_scores_leave_registers_for_addresses():
+    """64 keys at most, in flight with their block ids; 8-bit ones keep the 64 that wgmma needs."""
+    for name, quantised, keys, stages in (
+        ("sm_90", False, 64, 3),
+        ("sm_90", True, 64, 3),
+        ("sm_100", True, 64, 2),
+        ("sm_80", False, 64, 3),
+        ("sm_80", True, 32, 3),
+        ("gfx942", True, 64, 2),
+    ):
+        sweep = heuristics.paged_scores(32, 128, 32_768, 128, 2, table.TARGETS[name], quantised)
+        assert (sweep.block_keys, sweep.num_stages) == (keys, stages)
+
+
+@pytest.mark.parametrize("keys, splits", [(4096, 1), (131_072, 16), (131_073, 17)])
+def test_one_long_request_among_many_is_split(keys, splits):
+    """64 requests of 8 heads fill the chip without splits, but all except one may be idle."""
+    target = table.TARGETS["sm_90"]
+    sweep = heuristics.attention(64 * 8, 128, keys, 128, 2, target, False)
+    assert heuristics.paged_splits(sweep, keys).num_splits == splits
+    assert heuristics.paged_scores(64 * 8, 128, keys, 128, 2, target, False).num_splits == splits
 
 
 def test_same_choice_for_same_shapes():

@@ -62,6 +62,24 @@ def test_scores_and_selection(dtype, cache, turn, seed, device):
     assert_bitwise(tuple(outputs), tuple(result))
 
 
+@pytest.mark.parametrize("lse", [False, True], ids=["own_lse", "given_lse"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_many_rows(dtype, lse, device):
+    """160 folded rows: three tiles of float32, one of 16 bits. Requests have fewer of their own."""
+    rows, group, page_size = 40, 4, 16
+    own, prompts = (40, 7, 0), (70, 33, 20)
+    query = torch.randn(sum(own), group * 2, 32, device=device).to(dtype)
+    key = torch.randn(21, page_size, 2, 32, device=device).to(dtype)
+    table = torch.randperm(21, device=device).int().view(3, 7)
+    starts = lengths(0, 40, 47, 47, device=device)
+    seq_lens = lengths(*(a + b for a, b in zip(own, prompts, strict=True)), device=device)
+    batch = (query, key, table, starts, seq_lens, rows, 112)
+    options = {"lse": torch.rand(sum(own), group * 2, device=device) + 5} if lse else {}
+    scores = lk.paged_column_scores(*batch, **options)
+    expected = python_ref.paged_column_scores(*batch, **options)
+    torch.testing.assert_close(scores, expected, rtol=1e-3, atol=1e-6)
+
+
 def test_log_sum_exp_of_the_caller(seed, device):
     batch = random_paged(Random(seed), dtypes=(torch.float32,), device=device)
     lse = torch.randn(batch.query.shape[:2], device=device).T.contiguous().T + 3

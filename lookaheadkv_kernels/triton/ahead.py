@@ -68,7 +68,7 @@ def _specialise(
         if parameter.is_constexpr or value is None or (whole and value == 1):
             signature[name], constants[name] = "constexpr", value
             continue
-        signature[name] = _type_of(value)
+        signature[name] = parameter.annotation_type or _type_of(value)
         if isinstance(value, Tensor) or (whole and value % 16 == 0):
             attributes[(position,)] = [["tt.divisibility", 16]]
     return signature, constants, attributes

@@ -220,14 +220,15 @@ def combine_kernel(
     unit = (pid // row_tiles).to(tl.int64)
     keep = rows < folded
     lse_ptr = lse_parts_ptr + unit * num_splits * folded + rows
+    # In both loops the next splits' loads are under way while one is added, which is little work.
     peak = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
-    for split in range(num_splits):
+    for split in tl.range(num_splits, num_stages=4):
         peak = tl.maximum(peak, tl.load(lse_ptr + split * folded, mask=keep, other=0.0))
     total = tl.zeros([BLOCK_ROWS], tl.float32)
     acc = tl.zeros([BLOCK_ROWS, BLOCK_DIM], tl.float32)
     d = tl.arange(0, BLOCK_DIM)
     shape = keep[:, None] & (d < D)[None, :]
-    for split in range(num_splits):
+    for split in tl.range(num_splits, num_stages=4):
         weight = tl.exp2(tl.load(lse_ptr + split * folded, mask=keep, other=0.0) - peak)
         total += weight
         if parts_ptr is not None:

@@ -17,6 +17,8 @@ SELECT_CHUNK = 4096
 # Wider pools are widened by doubling in memory: log2(pool) sweeps instead of pool loads a position.
 MAX_FUSED_POOL = 31
 HISTOGRAM_CHUNK = 8192
+# Keys of a paged request that one program takes at most.
+MAX_PAGED_SPLIT = 8192
 
 
 @dataclass(frozen=True)
@@ -97,13 +99,22 @@ def pipeline_stages(fixed: int, per_stage: int, target: Target, programs: int = 
 
 
 def splits(units: int, tiles: int, num_sms: int, min_tiles: int = 4) -> tuple[int, int]:
-    """(splits, tiles per split) that fill the chip once with ``units`` independent units of work.
+    """(splits, tiles per split) of each of ``units`` independent units of work.
 
-    One wave: a second, partial one would leave most of the chip idle at its end.
+    As many as fill the chip once, or up to eleven more if its last wave is fuller then.
     """
-    wanted = max(1, num_sms // max(1, units))
-    per_split = max(min_tiles, ceil_div(tiles, wanted))
-    return max(1, ceil_div(tiles, per_split)), per_split
+
+    def per_split(wanted: int) -> int:
+        return max(min_tiles, ceil_div(tiles, wanted))
+
+    def cost(wanted: int) -> int:
+        """Waves, times the tiles of a program and two more for its beginning and end."""
+        programs = units * ceil_div(tiles, per_split(wanted))
+        return ceil_div(programs, num_sms) * (per_split(wanted) + 2)
+
+    fewest = max(1, num_sms // max(1, units))
+    chosen = per_split(min(range(fewest, fewest + 12), key=cost))
+    return max(1, ceil_div(tiles, chosen)), chosen
 
 
 def attention(
@@ -153,15 +164,22 @@ def scores(
 ) -> Sweep:
     """The sweep that adds up columns: keys are the rows of the matrix product there."""
     block_rows, width = row_tile(rows, head_dim, element_size), block_dim(head_dim)
-    block_keys = 128 if width <= 128 and element_size == 2 else key_tile(head_dim, element_size) * 2
+    widest = 128 if width <= 128 and element_size == 2 else key_tile(head_dim, element_size) * 2
+    # All rows in one tile, as only the innermost loop is pipelined: it should be the one over keys.
+    # Not on Blackwell, where the registers would hold one such program instead of two.
+    hopper = target.has_tma and target.arch < 100
+    if hopper and element_size == 2 and width <= 128 and MAX_ROW_TILE < rows <= 256:
+        block_rows, widest = 256, 64
     fixed = (block_rows * width + 1024) * element_size
     if rows > block_rows:
         fixed *= 2  # the next row tile is loaded while this one is used
-    key_bytes = width * element_size
-    while block_keys > 16 and pipeline_stages(fixed, block_keys * key_bytes, target, 2) < 2:
-        block_keys //= 2
+    # Two programs share a multiprocessor, or one has it alone, rather than tiles of 16 keys.
+    for block_keys, resident in ((128, 2), (64, 2), (32, 2), (64, 1), (32, 1), (16, 1)):
+        num_stages = pipeline_stages(fixed, block_keys * width * element_size, target, resident)
+        if block_keys <= widest and num_stages >= 2:
+            break
     num_splits, tiles_per_split = splits(
-        units, ceil_div(keys, block_keys), 2 * target.num_sms, min_tiles=2
+        units, ceil_div(keys, block_keys), resident * target.num_sms, min_tiles=2
     )
     return Sweep(
         block_rows,
@@ -169,9 +187,46 @@ def scores(
         width,
         num_splits,
         tiles_per_split,
-        8 if block_keys == 128 and block_rows >= 64 else 4,
-        pipeline_stages(fixed, block_keys * key_bytes, target, 2),
+        8 if block_rows == 256 or (block_keys == 128 and block_rows >= 64) else 4,
+        num_stages,
     )
+
+
+def paged_splits(sweep: Sweep, keys: int) -> Sweep:
+    """The sweep with splits of at most ``MAX_PAGED_SPLIT`` of a request's ``keys``.
+
+    A batch may be one long request among many short ones, whose programs end at once.
+    """
+    tiles = ceil_div(keys, sweep.block_keys)
+    most = max(1, MAX_PAGED_SPLIT // sweep.block_keys)
+    per_split = min(most, max(1, ceil_div(tiles, sweep.num_splits)))
+    num_splits = max(1, ceil_div(tiles, per_split))
+    return replace(sweep, num_splits=num_splits, tiles_per_split=per_split)
+
+
+def paged_scores(
+    units: int,
+    rows: int,
+    keys: int,
+    head_dim: int,
+    element_size: int,
+    target: Target,
+    quantised: bool,
+) -> Sweep:
+    """The same where a block table finds the keys; their addresses take registers, so few keys."""
+    sweep = scores(units, rows, keys, head_dim, element_size, target)
+    block_keys, num_warps, num_stages = sweep.block_keys, sweep.num_warps, sweep.num_stages
+    one_row_tile = rows <= sweep.block_rows and element_size == 2 and target.backend == "cuda"
+    if one_row_tile:
+        block_keys = min(64, block_keys)
+        num_warps = 8 if sweep.block_rows == 256 else 4
+        # A third stage is the block table's and takes little memory. On Blackwell it would spill.
+        num_stages = min(2, num_stages) + (1 if target.arch < 100 else 0)
+    if quantised and not (one_row_tile and target.has_tma):
+        # Taking bytes apart needs registers, too: a tile of half as many keys leaves them.
+        block_keys = max(16, block_keys // 2)
+    sweep = replace(sweep, block_keys=block_keys, num_warps=num_warps, num_stages=num_stages)
+    return paged_splits(sweep, keys)
 
 
 def backward(

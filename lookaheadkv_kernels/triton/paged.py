@@ -20,6 +20,7 @@ from .launch import launch
 @triton.jit(
     do_not_specialize=[
         "num_requests",
+        "pitch",
         "num_rows",
         "num_queries",
         "most_keys",
@@ -31,9 +32,10 @@ def plan_kernel(
     cu_seqlens_ptr,  # [R + 1] int32
     seq_lens_ptr,  # [R] int32
     budgets_ptr,  # [R] int32, or None
-    out_plan_ptr,  # [5, R] int32: the fields of Plan
+    out_plan_ptr,  # [5, pitch] int32: the fields of Plan, of R numbers
     out_kept_lens_ptr,  # [R] int32
     num_requests,
+    pitch,
     num_rows,
     num_queries,
     most_keys,
@@ -69,11 +71,11 @@ def plan_kernel(
     if not SCORE_ALL:
         scored = tl.where(chosen, rows, 0)
     tl.store(out_plan_ptr + r, end - rows, mask=inside)
-    tl.store(out_plan_ptr + num_requests + r, scored, mask=inside)
-    tl.store(out_plan_ptr + 2 * num_requests + r, prompt, mask=inside)
-    tl.store(out_plan_ptr + 3 * num_requests + r, count, mask=inside)
+    tl.store(out_plan_ptr + pitch + r, scored, mask=inside)
+    tl.store(out_plan_ptr + 2 * pitch + r, prompt, mask=inside)
+    tl.store(out_plan_ptr + 3 * pitch + r, count, mask=inside)
     appended = tl.where(everything | chosen, appended, 0)
-    tl.store(out_plan_ptr + 4 * num_requests + r, appended, mask=inside)
+    tl.store(out_plan_ptr + 4 * pitch + r, appended, mask=inside)
     # Of a request that takes no part nothing is dropped, its own queries neither.
     kept = tl.where(everything & (budget > 0), entries, length)
     tl.store(out_kept_lens_ptr + r, tl.where(chosen, budget, kept), mask=inside)
@@ -106,7 +108,9 @@ def plan(
 ) -> Plan:
     """The plan of one op; ``score_all``: whatever the budgets are."""
     num_requests = seq_lens.shape[0]
-    fields = torch.empty((5, num_requests), dtype=torch.int32, device=seq_lens.device)
+    # Every field begins at 16 bytes: Triton compiles a kernel anew for other pointers.
+    pitch = heuristics.ceil_div(num_requests, 4) * 4
+    fields = torch.empty((5, pitch), dtype=torch.int32, device=seq_lens.device)
     kept_lens = torch.empty_like(seq_lens) if kept_lens is None else kept_lens
     block = 256
     launch(
@@ -119,6 +123,7 @@ def plan(
         out_plan_ptr=fields,
         out_kept_lens_ptr=kept_lens,
         num_requests=num_requests,
+        pitch=pitch,
         num_rows=num_rows,
         num_queries=num_queries,
         most_keys=most_keys,
@@ -129,5 +134,5 @@ def plan(
         BLOCK=block,
         num_warps=4,
     )
-    first_rows, rows, prompts, counts, appended = fields.unbind(0)
+    first_rows, rows, prompts, counts, appended = fields[:, :num_requests].unbind(0)
     return Plan(first_rows, rows, prompts, counts, appended)

@@ -8,7 +8,7 @@ on their way, and their scales multiply the logits.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -125,6 +125,32 @@ def paged_lse_kernel(
     tl.store(out_lse_parts_ptr + part + rows, peak + tl.log2(total), mask=rows < folded)
 
 
+@triton.jit
+def load_rows(
+    q_head,
+    lse_head,
+    rows,
+    folded,
+    num_rows,
+    own_rows,
+    stride_qh,
+    stride_qt,
+    stride_lse_h,
+    stride_lse_t,
+    D: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
+    """(queries, base-2 log-sum-exp) of folded rows of a request; infinity, which makes their share
+    zero, for those that do not exist.
+    """
+    there = (rows < folded) & (rows % num_rows < own_rows)
+    offsets = row_offsets(rows, num_rows, stride_qh, stride_qt)
+    query = load_matrix(q_head, offsets, there, D, BLOCK_DIM)
+    lse_offsets = row_offsets(rows, num_rows, stride_lse_h, stride_lse_t)
+    lse = tl.load(lse_head + lse_offsets, mask=there, other=float("inf"))
+    return query, lse * LOG2_E
+
+
 @triton.jit(
     do_not_specialize=[
         "kv_heads",
@@ -168,6 +194,7 @@ def paged_column_scores_kernel(
     num_splits,
     QUANTISED: tl.constexpr,
     LSE_PACKED: tl.constexpr,
+    ONE_ROW_TILE: tl.constexpr,
     D: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
@@ -196,6 +223,12 @@ def paged_column_scores_kernel(
 
     scored = tl.where(own_rows > 0, prompt, 0)
     out_row = out_scores_ptr + unit * max_seq_len
+    rows = tl.arange(0, BLOCK_ROWS)
+    if ONE_ROW_TILE:
+        query, lse2 = load_rows(
+            q_head, lse_head, rows, folded, num_rows, own_rows,
+            stride_qh, stride_qt, stride_lse_h, stride_lse_t, D, BLOCK_DIM,
+        )  # fmt: skip
     begin, end = share_of(split, num_splits, scored, BLOCK_KEYS)
     for i in range(begin, end):
         start = (begin + end - 1 - i) * BLOCK_KEYS
@@ -207,16 +240,16 @@ def paged_column_scores_kernel(
             QUANTISED, q_ptr.dtype.element_ty, D, BLOCK_KEYS, BLOCK_DIM,
         )  # fmt: skip
         logit_scale = (key_scale * scale_log2)[:, None]
-        sums = tl.zeros([BLOCK_KEYS], tl.float32)
-        for at in range(0, folded, BLOCK_ROWS):
-            rows = at + tl.arange(0, BLOCK_ROWS)
-            there = (rows < folded) & (rows % num_rows < own_rows)
-            offsets = row_offsets(rows, num_rows, stride_qh, stride_qt)
-            query = load_matrix(q_head, offsets, there, D, BLOCK_DIM)
-            lse_offsets = row_offsets(rows, num_rows, stride_lse_h, stride_lse_t)
-            # Infinity makes the share of rows that do not exist zero.
-            lse = tl.load(lse_head + lse_offsets, mask=there, other=float("inf"))
-            sums += column_sums(key, query, lse * LOG2_E, logit_scale, PRECISION)
+        if ONE_ROW_TILE:
+            sums = column_sums(key, query, lse2, logit_scale, PRECISION)
+        else:
+            sums = tl.zeros([BLOCK_KEYS], tl.float32)
+            for at in range(0, folded, BLOCK_ROWS):
+                tile_query, tile_lse2 = load_rows(
+                    q_head, lse_head, at + rows, folded, num_rows, own_rows,
+                    stride_qh, stride_qt, stride_lse_h, stride_lse_t, D, BLOCK_DIM,
+                )  # fmt: skip
+                sums += column_sums(key, tile_query, tile_lse2, logit_scale, PRECISION)
         tl.store(out_row + j, sums * weight, mask=j < scored)
     begin, end = share_of(split, num_splits, max_seq_len - scored, BLOCK_KEYS)
     for tile in range(begin, end):
@@ -294,6 +327,7 @@ def paged_lse(problem: PagedProblem, max_seq_len: int) -> Tensor:
     head_dim = query.shape[2]
     keys = max_seq_len + p.num_rows
     sweep = heuristics.attention(p.units, p.folded, keys, head_dim, size, target, False)
+    sweep = heuristics.paged_splits(sweep, keys)
     lse_parts = query.new_empty((p.units, sweep.num_splits, p.folded), dtype=torch.float32)
     launch(
         paged_lse_kernel,
@@ -346,10 +380,10 @@ def paged_column_scores(
     else:
         row_lse = lse
         stride_t, stride_h = lse.stride()
-    sweep = heuristics.scores(p.units, p.folded, max_seq_len, head_dim, size, target)
-    if p.key_cache.dtype in QUANTISED:
-        # Taking bytes apart needs registers: a tile of half as many keys leaves them.
-        sweep = replace(sweep, block_keys=max(16, sweep.block_keys // 2))
+    quantised = p.key_cache.dtype in QUANTISED
+    sweep = heuristics.paged_scores(
+        p.units, p.folded, max_seq_len, head_dim, size, target, quantised
+    )
     launch(
         paged_column_scores_kernel,
         (p.units * sweep.num_splits,),
@@ -361,6 +395,7 @@ def paged_column_scores(
         max_seq_len=max_seq_len,
         num_splits=sweep.num_splits,
         LSE_PACKED=lse is not None,
+        ONE_ROW_TILE=p.folded <= sweep.block_rows,
         BLOCK_ROWS=sweep.block_rows,
         BLOCK_KEYS=sweep.block_keys,
         BLOCK_DIM=sweep.block_dim,

@@ -10,6 +10,7 @@ from . import heuristics
 from .launch import launch
 from .paged import Plan
 from .select import Selection, select
+from .tiles import row_block
 
 
 @triton.jit(do_not_specialize=["kv_heads", "length"])
@@ -26,8 +27,7 @@ def reduce_heads_kernel(
     BLOCK: tl.constexpr,
 ):
     """The heads' sum, in their order, or the largest of them, for BLOCK positions of a request."""
-    r = tl.program_id(0).to(tl.int64)
-    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    r, at = row_block(length, BLOCK)
     inside = at < tl.load(prompts_ptr + r)
     row_ptr = scores_ptr + r * stride_r + at.to(tl.int64) * stride_n
     best = tl.load(row_ptr, mask=inside, other=0.0)
@@ -48,7 +48,7 @@ def reduce_heads(scores: Tensor, prompts: Tensor, largest: bool) -> Tensor:
     block = 1024
     launch(
         reduce_heads_kernel,
-        (requests, heuristics.ceil_div(length, block)),
+        (requests * heuristics.ceil_div(length, block),),
         scores,
         scores_ptr=scores,
         prompts_ptr=prompts,

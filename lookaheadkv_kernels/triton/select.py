@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import heuristics
 from .launch import launch, target_for
-from .tiles import valid_keys
+from .tiles import row_block, valid_keys
 
 PINNED = tl.constexpr(0xFFFFFFFF)  # above the key of +infinity
 
@@ -166,14 +166,13 @@ def pool_kernel(
     half,
     BLOCK: tl.constexpr,
 ):
-    """Pooled rank keys in memory, for rows that are read more than once; 0 in the padding."""
-    unit = tl.program_id(0).to(tl.int64)
+    """Pooled rank keys in memory, for rows that are read more than once."""
+    unit, at = row_block(num_prompt, BLOCK)
     b = unit // kv_heads
     first, last = valid_keys(leftpad_ptr, seqused_ptr, b, num_prompt)
     row_ptr = scores_ptr + b * stride_b + (unit % kv_heads) * stride_h
-    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    key = pooled_keys(row_ptr, stride_n, at, first, last, half)
-    key = tl.where((at >= first) & (at < last), key, 0).to(tl.int32, bitcast=True)
+    # In the padding, too: widen_kernel joins windows that are centred there.
+    key = pooled_keys(row_ptr, stride_n, at, first, last, half).to(tl.int32, bitcast=True)
     tl.store(out_ptr + unit * num_prompt + at, key, mask=at < num_prompt)
 
 
@@ -186,8 +185,7 @@ def widen_kernel(
     BLOCK: tl.constexpr,
 ):
     """The maximum of two windows that overlap is that of a wider one."""
-    unit = tl.program_id(0).to(tl.int64)
-    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    unit, at = row_block(num_prompt, BLOCK)
     row_ptr = keys_ptr + unit * num_prompt
     inside = at < num_prompt
     # Clamped at the ends, where the window of the end itself is still inside the wide one.
@@ -222,7 +220,7 @@ def pool(
     keys = torch.empty(scores.shape, dtype=torch.int32, device=scores.device)
     reach = min(half, heuristics.MAX_FUSED_POOL // 2)
     block = 1024
-    grid = (batch * heads, heuristics.ceil_div(length, block))
+    grid = (batch * heads * heuristics.ceil_div(length, block),)
     launch(
         pool_kernel,
         grid,

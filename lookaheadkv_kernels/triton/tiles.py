@@ -30,6 +30,17 @@ def valid_keys(leftpad_ptr, seqused_ptr, b, num_prompt):
 
 
 @triton.jit
+def row_block(length, BLOCK: tl.constexpr):
+    """(row, positions) of this program, where BLOCK positions of a row are a program's.
+
+    On one axis of the grid: the others end at 65,535.
+    """
+    blocks = tl.cdiv(length, BLOCK)
+    pid = tl.program_id(0)
+    return (pid // blocks).to(tl.int64), pid % blocks * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit
 def row_offsets(rows, period, stride_h, stride_s):
     """Element offsets of folded rows: row r is query r % period of the group's head r // period."""
     head = (rows // period).to(tl.int64)
@@ -135,8 +146,7 @@ def sum_splits_kernel(
     BLOCK: tl.constexpr,
 ):
     """Weighted sum over the splits, in their order."""
-    unit = tl.program_id(0).to(tl.int64)
-    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    unit, at = row_block(size, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
     for split in range(num_splits):
         total += tl.load(parts_ptr + (unit * num_splits + split) * size + at, mask=at < size)
@@ -162,7 +172,7 @@ def sum_splits(parts: Tensor, out: Tensor, units: int, size: int, weight: float)
     block = 1024
     launch(
         sum_splits_kernel,
-        (units, heuristics.ceil_div(size, block)),
+        (units * heuristics.ceil_div(size, block),),
         parts,
         parts_ptr=parts,
         out_ptr=out,
