@@ -3,8 +3,8 @@
 `LOOKAHEADKV_BACKEND=triton` (or cuda) chooses the backend; `--json FILE` keeps the figures. Every
 call is captured in a CUDA graph with cold inputs (several copies in turn, more than the L2 cache
 holds) and timed with events; reading K once is bytes over the bandwidth of a large copy in the same
-run. The last column is the time of a plain call, launches from Python included. Every line is
-printed, and the file rewritten, as soon as there is something new: time may run out.
+run. The last column is the time of a plain call, launches from Python included. Time may run out:
+every line is printed as soon as it is measured, and the file rewritten after every group of them.
 """
 
 from __future__ import annotations
