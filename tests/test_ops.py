@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from accuracy import check_everything
+from accuracy import check_attention, check_everything, check_scores
 from helpers import DTYPES, assert_accurate, make_inputs
 
 import lookaheadkv_kernels as lk
@@ -121,6 +121,18 @@ def test_logits_beyond_exp_range(device):
     for actual, exact in zip(result, reference, strict=True):
         assert torch.isfinite(actual).all()
         torch.testing.assert_close(actual.double(), exact, rtol=rounding, atol=rounding)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 33, 130])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_key_that_no_row_can_see(rows, dtype, device):
+    """A logit of minus infinity in every row: a share of zero, whatever fills up a tile of rows."""
+    inputs = make_inputs(heads=1, kv_heads=1, prompt=70, rows=rows, dtype=dtype, device=device)
+    inputs.query[..., 0] = inputs.query[..., 0].abs() + 0.5
+    inputs.key[:, :, 7, 0] = float("-inf")
+    attention = check_attention(inputs)
+    for scores in (attention.scores, check_scores(inputs), check_scores(inputs, attention.lse)):
+        assert scores[0, 0, 7] < 1e-30
 
 
 @pytest.mark.parametrize("batch, prompt", [(0, 50), (2, 0), (0, 0)])

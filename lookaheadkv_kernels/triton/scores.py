@@ -25,9 +25,14 @@ def load_lse2(lse_ptr, rows, folded):
 
 @triton.jit
 def column_sums(key, query, lse2, scale_log2, PRECISION: tl.constexpr):
-    """Sum over the rows of exp2(logit - lse2): [BLOCK_KEYS]."""
+    """Sum over the rows of exp2(logit - lse2): [BLOCK_KEYS].
+
+    Rows that do not exist are zeros with an lse2 of infinity. A key with an infinity makes NaN of
+    such a row's logit, so their share is not left to the exponential.
+    """
     logits = tl.dot(key, query.T, input_precision=PRECISION)
-    return tl.sum(tl.exp2(logits * scale_log2 - lse2[None, :]), 1)
+    share = tl.exp2(logits * scale_log2 - lse2[None, :])
+    return tl.sum(tl.where(lse2[None, :] == float("inf"), 0.0, share), 1)
 
 
 @triton.jit(
