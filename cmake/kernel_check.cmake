@@ -12,6 +12,8 @@ endif()
 file(GLOB cuda_kernel_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/cuda/*.cu)
 set_source_files_properties(${cuda_kernel_sources} PROPERTIES LANGUAGE CXX
                             COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas;-Wno-unused-variable")
+set_source_files_properties(${checks}/check_cuda_paged.cpp PROPERTIES COMPILE_OPTIONS
+                            "-Wno-unknown-pragmas")  # it includes sources of the kernels
 # Of the CPU kernels, select on the portable instruction set: its indices are to be the same.
 add_executable(
   cuda_kernel_check EXCLUDE_FROM_ALL

@@ -57,7 +57,8 @@ def test_every_kernel_for_every_chip(kernels: list[Kernel]) -> None:
         for name in ("key_gradient_kernel", "sum_splits_kernel", "combine_kernel"):
             assert f"{name}<{dtype}>" in names["sm_80"]
     others = {
-        "select_row_kernel<3>",
+        "select_piece_kernel<3>",
+        "merge_pieces_kernel",
         "compact_kernel",
         "select_gather_kernel<16 bits, 3>",
         "column_scores_fma_kernel<tensor>",

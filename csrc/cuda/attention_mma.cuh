@@ -81,6 +81,7 @@ __global__ void __launch_bounds__(AttentionTile<D, kWithValue>::kThreads,
   if (Source::kPaged && block.row_begin >= p.folded) return;
   const Head head(p, block.unit);
   const auto key_rows = Source::template keys<T>(head, params.pages);
+  const ValueRows<T> value_rows(head, params.row_tiles == 1);
   const TileList tiles(head, kKeys, block.tile_begin, block.tile_end, block.last_key);
   char* const shared = shared_memory();
   const int lane = thread_index() % 32, warp = thread_index() / 32;
@@ -94,8 +95,7 @@ __global__ void __launch_bounds__(AttentionTile<D, kWithValue>::kThreads,
       const int start = tiles.tile(i) * kKeys;
       load_tile<D, kKeys, kThreads>(stage, head, key_rows, start);
       if constexpr (kWithValue) {
-        load_tile<D, kKeys, kThreads>(stage + Tile::kTileBytes, head, TensorRows<T>(head, p.value),
-                                      start);
+        load_tile<D, kKeys, kThreads>(stage + Tile::kTileBytes, head, value_rows, start);
       }
     }
     commit_copies();

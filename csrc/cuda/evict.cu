@@ -1,10 +1,10 @@
 // All four rooms of score_and_evict, in at most three launches where a block can select a row:
 // log-sum-exp (unless it is given), scores, and select and gather in one.
 //
-// That last kernel's blocks take tickets: the first ones select a row each and say so, the later
-// ones copy a part of a row's entries as soon as its indices are there. Nobody waits for a block
-// that has not started, whatever order they start in: a ticket is smaller than those taken after
-// it.
+// That last kernel's blocks take tickets: the first ones select a piece of a row each, and the one
+// that ends last of a row's chooses among what they found and says so; the later ones copy a part
+// of a row's entries as soon as its indices are there. Nobody waits for a block that has not
+// started, whatever order they start in: a ticket is smaller than those taken after it.
 #include "cuda/gather.cuh"
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
@@ -21,7 +21,9 @@ constexpr int kThreadChunks = 4;  // of K and of V each, loads that do not wait 
 struct EvictParams {
   SelectParams select;
   GatherParams gather;
-  int32_t* progress;  // [1 + rows], zero at first: the next ticket; 1 where a row is selected
+  // [1 + 2 * rows], zero at first: the next ticket; pieces of a row that are done; 1 where a row is
+  // selected
+  int32_t* progress;
   int32_t blocks_per_row;
 };
 
@@ -47,23 +49,35 @@ __device__ __forceinline__ void gather_part(const GatherParams& params, int row,
 template <class E, int kHalf>
 __global__ void __launch_bounds__(kRowThreads) select_gather_kernel(const EvictParams params) {
   start_kernel();
-  int* const ticket_of_block = reinterpret_cast<int*>(shared_memory());
-  if (thread_index() == 0) *ticket_of_block = atomic_add_device(params.progress, 1);
-  sync_threads();
-  const int ticket = *ticket_of_block;
-  sync_threads();  // everyone has read it: the memory is select_row's now
-  const int rows = static_cast<int>(params.gather.rows);
-  int32_t* const selected = params.progress + 1;
-  if (ticket < rows) {
-    select_row<kHalf>(params.select, ticket);
+  // Read by all before the memory is select_piece's, and written when it is no more.
+  int* const word = reinterpret_cast<int*>(shared_memory());
+  const auto from_first_thread = [&](const auto& value) {
+    if (thread_index() == 0) *word = value();
     sync_threads();
-    if (thread_index() == 0) publish(selected + ticket);
+    const int read = *word;
+    sync_threads();
+    return read;
+  };
+  const int ticket = from_first_thread([&] { return atomic_add_device(params.progress, 1); });
+  const int rows = static_cast<int>(params.gather.rows), pieces = params.select.pieces;
+  int32_t* const done = params.progress + 1;
+  int32_t* const selected = done + rows;
+  if (ticket < rows * pieces) {
+    const int row = ticket / pieces;
+    select_piece<kHalf>(params.select, row, ticket % pieces);
+    sync_threads();
+    if (pieces > 1) {
+      if (from_first_thread([&] { return arrive(done + row); }) < pieces - 1) return;
+      merge_pieces(params.select, row);
+      sync_threads();
+    }
+    if (thread_index() == 0) publish(selected + row);
     return;
   }
-  const int row = (ticket - rows) / params.blocks_per_row;
+  const int part = ticket - rows * pieces, row = part / params.blocks_per_row;
   if (thread_index() == 0) wait_until_published(selected + row);
   sync_threads();
-  gather_part<E>(params.gather, row, (ticket - rows) % params.blocks_per_row);
+  gather_part<E>(params.gather, row, part % params.blocks_per_row);
 }
 
 template <class E>
@@ -79,7 +93,7 @@ void score_and_evict(const Problem& problem, const TensorView& query, const Tens
                      const TensorView& value, const float* lse, const SelectOptions& options,
                      const Eviction& out, Workspace& workspace, const Device& device) {
   const int64_t rows = problem.batch * problem.num_kv_heads;
-  const SelectParams selection = select_params(problem, out.scores, options, out.indices);
+  SelectParams selection = select_params(problem, out.scores, options, out.indices);
   const GatherParams gather =
       gather_params(problem.batch, problem.num_kv_heads, problem.num_keys(), problem.head_dim, key,
                     value, out.indices, selection.slots, out.key, out.value);
@@ -87,9 +101,11 @@ void score_and_evict(const Problem& problem, const TensorView& query, const Tens
   const int64_t blocks_per_row = ceil_div(row_chunks, kRowThreads * kThreadChunks);
   // Without prompt keys no kernel of the scores would clear the progress. Tickets and the chunks of
   // a row are 32-bit numbers.
-  const bool at_once = problem.num_prompt > 0 && fits_one_block(selection) &&
-                       rows * (1 + blocks_per_row) < kMostTickets && row_chunks < kMostTickets;
-  const Cleared progress = {at_once ? workspace.take<int32_t>(1 + rows) : nullptr, 1 + rows};
+  const bool at_once = problem.num_prompt > 0 && pools_on_the_way(selection) &&
+                       row_chunks < kMostTickets && cut_rows(selection, rows, workspace, device) &&
+                       rows * (selection.pieces + blocks_per_row) < kMostTickets;
+  const int64_t words = 1 + 2 * rows;
+  const Cleared progress = {at_once ? workspace.take<int32_t>(words) : nullptr, words};
   const RowLse row_lse =
       lse != nullptr ? RowLse{lse, problem.num_rows, nullptr, 0}
                      : attention(problem, query, key, key, nullptr, nullptr, workspace, device);
@@ -107,7 +123,7 @@ void score_and_evict(const Problem& problem, const TensorView& query, const Tens
   if (workspace.counting()) return;
   const EvictParams params = {selection, gather, progress.words,
                               static_cast<int32_t>(blocks_per_row)};
-  const int64_t blocks = rows * (1 + blocks_per_row);
+  const int64_t blocks = rows * (selection.pieces + blocks_per_row);
   const auto stream = static_cast<Stream>(device.stream);
   element_size(key.dtype) == 4 ? launch_select_gather<uint32_t>(params, blocks, stream)
                                : launch_select_gather<uint16_t>(params, blocks, stream);

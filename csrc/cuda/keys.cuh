@@ -46,10 +46,11 @@ __device__ __forceinline__ void load_eight(float (&to)[8], const T* from, bool v
 }
 
 // Eight elements, found, become the 16 bytes at `to` (in shared memory): zeros unless `fetch`.
-template <class T>
-__device__ __forceinline__ void copy_eight(char* to, const T* from, bool vector, bool fetch) {
+template <class T, class... Policy>
+__device__ __forceinline__ void copy_eight(char* to, const T* from, bool vector, bool fetch,
+                                           Policy... policy) {
   if (vector) {
-    copy_async(to, from, fetch);
+    copy_async(to, from, fetch, policy...);
   } else {
     *reinterpret_cast<Bytes16*>(to) = fetch ? load_elements(from) : Bytes16{};
   }
@@ -73,8 +74,29 @@ struct TensorRows {
   __device__ __forceinline__ void copy(char* to, int j, int column, bool fetch) const {
     copy_eight(to, fetch ? rows + j * stride + column : rows, vector, fetch);
   }
+  // The same where every row is aligned, of an address found already.
+  __device__ __forceinline__ void copy_aligned(char* to, const T* from, bool fetch) const {
+    copy_async(to, from, fetch);
+  }
   __device__ __forceinline__ void load(float (&to)[8], int j, int column) const {
     load_eight(to, rows + j * stride + column, vector);
+  }
+};
+
+// Values of one head. Unlike the keys, whose second sweep should find them in the L2 cache, nobody
+// reads them again, if one block reads all of a key's: they had better leave the cache first.
+template <class T>
+struct ValueRows : TensorRows<T> {
+  CachePolicy policy;
+
+  __device__ __forceinline__ ValueRows(const Head& head, bool once)
+      : TensorRows<T>(head, head.p.value), policy(cache_policy(once)) {}
+
+  __device__ __forceinline__ void copy(char* to, int j, int column, bool fetch) const {
+    copy_eight(to, fetch ? this->at(j, column) : this->rows, this->vector, fetch, policy);
+  }
+  __device__ __forceinline__ void copy_aligned(char* to, const T* from, bool fetch) const {
+    copy_async(to, from, fetch, policy);
   }
 };
 

@@ -115,6 +115,17 @@ __device__ __forceinline__ int atomic_add_shared(int* address, int value) {
 __device__ __forceinline__ int atomic_add_device(int32_t* word, int value) {
   return atomicAdd(word, value);
 }
+// Adds 1 to `word` after everything that the block's threads wrote before the barrier before this;
+// its value before. Threads behind the next barrier see what was written before all earlier ones.
+__device__ __forceinline__ int arrive(int32_t* word) {
+  int before;
+  __threadfence();
+  asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;"
+               : "=r"(before)
+               : "l"(__cvta_generic_to_global(word))
+               : "memory");
+  return before;
+}
 // Sets `word` to 1 after everything that the block's threads wrote before the barrier before this.
 __device__ __forceinline__ void publish(int32_t* word) {
   __threadfence();
@@ -179,6 +190,23 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], const
 __device__ __forceinline__ void copy_async(void* shared, const void* global, bool fetch) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
                "l"(global), "r"(fetch ? 16 : 0)
+               : "memory");
+}
+// How the L2 cache ranks what a copy brings there: as usual, or to go first, being read only once.
+struct CachePolicy {
+  uint64_t bits;
+};
+__device__ __forceinline__ CachePolicy cache_policy(bool once) {
+  uint64_t usual, first;
+  asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(usual));
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(first));
+  return {once ? first : usual};
+}
+__device__ __forceinline__ void copy_async(void* shared, const void* global, bool fetch,
+                                           CachePolicy policy) {
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(
+                   shared_address(shared)),
+               "l"(global), "r"(fetch ? 16 : 0), "l"(policy.bits)
                : "memory");
 }
 // One aligned word.

@@ -1,8 +1,8 @@
 // Room 3: max-pool and exact Top-K.
 //
 // Scores become unsigned rank keys; the kept ones are those above a threshold, found digit by digit
-// from histograms of integers, and the first of those equal to it. A row of up to kLongestBlockRow
-// positions is one block's (select_row.cuh); longer rows: select_long.cuh.
+// from histograms of integers, and the first of those equal to it. A row is one block's, or is cut
+// into pieces whose best a block can hold (select_row.cuh); other rows: select_long.cuh.
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
 #include "cuda/select_long.cuh"
@@ -13,9 +13,15 @@ namespace lookaheadkv::cuda {
 namespace {
 
 template <int kHalf>
-__global__ void __launch_bounds__(kRowThreads) select_row_kernel(const SelectParams params) {
+__global__ void __launch_bounds__(kRowThreads) select_piece_kernel(const SelectParams params) {
   start_kernel();
-  select_row<kHalf>(params, block_index());
+  select_piece<kHalf>(params, block_index() / params.pieces,
+                      static_cast<int>(block_index() % params.pieces));
+}
+
+__global__ void __launch_bounds__(kRowThreads) merge_pieces_kernel(const SelectParams params) {
+  start_kernel();
+  merge_pieces(params, block_index());
 }
 
 }  // namespace
@@ -23,12 +29,13 @@ __global__ void __launch_bounds__(kRowThreads) select_row_kernel(const SelectPar
 void select_rows(SelectParams params, int64_t rows, Workspace& workspace, bool follows,
                  const Device& device) {
   const int64_t length = params.num_prompt;
-  const bool long_row = length > kLongestBlockRow;
-  const bool wide = 2 * params.half + 1 > kWidestFusedPool;
+  const bool wide = !pools_on_the_way(params);
+  const bool in_pieces = cut_rows(params, rows, workspace, device);
   const int64_t chunks = ceil_div(length, kLongChunk);
-  uint32_t* const keys = long_row || wide ? workspace.take<uint32_t>(rows * length) : nullptr;
+  uint32_t* const keys = !in_pieces || wide ? workspace.take<uint32_t>(rows * length) : nullptr;
   uint32_t* const other = wide ? workspace.take<uint32_t>(rows * length) : nullptr;
-  params.histograms = long_row ? workspace.take<int32_t>(kDigits * rows * chunks * kBins) : nullptr;
+  params.histograms =
+      in_pieces ? nullptr : workspace.take<int32_t>(kDigits * rows * chunks * kBins);
   params.chunks = static_cast<int32_t>(chunks);
   if (workspace.counting()) return;
 
@@ -39,13 +46,17 @@ void select_rows(SelectParams params, int64_t rows, Workspace& workspace, bool f
     params.half = 0;
     follows = true;
   }
-  if (long_row) {
+  if (!in_pieces) {
     params.out_keys = keys;
     select_long(params, rows, stream, follows);
     return;
   }
-  launch(params.half == kUsualHalf ? select_row_kernel<kUsualHalf> : select_row_kernel<0>, rows,
-         kRowThreads, select_row_shared(params.half), stream, follows, params);
+  launch(params.half == kUsualHalf ? select_piece_kernel<kUsualHalf> : select_piece_kernel<0>,
+         rows * params.pieces, kRowThreads, select_row_shared(params.half), stream, follows,
+         params);
+  if (params.pieces > 1) {
+    launch(merge_pieces_kernel, rows, kRowThreads, select_row_shared(0), stream, true, params);
+  }
 }
 
 void select(const Problem& problem, const float* scores, const SelectOptions& options,

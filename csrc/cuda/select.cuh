@@ -21,8 +21,14 @@ struct SelectParams {
   const int32_t* appended;  // [B], instead of append_rows, behind a row's own last key; or null
   int32_t kv_heads, num_prompt;
   int32_t budget, num_sink, num_recent, append_rows, slots;
-  int32_t half;         // of the pool's window
-  int32_t* histograms;  // [kDigits, rows * chunks, kBins], of long rows
+  int32_t half;  // of the pool's window
+  // Rows that blocks share piece by piece (select_row.cuh), `pieces` > 1.
+  int32_t pieces, piece_length;
+  int32_t piece_slots;       // most that a piece keeps: min(budget, piece_length)
+  uint32_t* candidate_keys;  // [B, Hkv, pieces * piece_slots]
+  int32_t* candidates;       // the same of their positions
+  // Longer ones (select_long.cuh).
+  int32_t* histograms;  // [kDigits, rows * chunks, kBins]
   int32_t chunks;
 };
 
@@ -61,6 +67,14 @@ struct SelectRow {
   }
   __device__ __forceinline__ uint32_t pooled_key(int at) const {
     return pin(at, params.keys[row * params.num_prompt + first + at]);
+  }
+
+  // Of each piece that is full, where blocks share the row.
+  __device__ __forceinline__ int kept_of_piece() const {
+    return kept < params.piece_length ? kept : params.piece_length;
+  }
+  __device__ __forceinline__ int64_t candidates_begin() const {
+    return row * params.pieces * params.piece_slots;
   }
 
   // Slots behind the kept ones: the observation rows' positions, then -1.

@@ -1,5 +1,5 @@
-// Pool and Top-K of one row of up to kLongestBlockRow positions by one block, whose threads hold
-// the row's keys in registers. Alone (select.cu), or with the gather behind it (evict.cu).
+// Pool and Top-K of one row by one block, whose threads hold the row's keys in registers, or by
+// several, each with a piece of it. Alone (select.cu), or with the gather behind it (evict.cu).
 #pragma once
 
 #include <algorithm>
@@ -16,6 +16,8 @@ constexpr int kOwn = 4;                             // neighbouring positions of
 constexpr int kSweep = kOwn * kRowThreads;          // positions of one sweep of the block
 constexpr int kUsualHalf = 3;                       // of the pool's window: 7
 constexpr int kSweeps = kLongestBlockRow / kSweep;  // at most
+constexpr int kMergeSweeps = kMostCandidates / kSweep;
+static_assert(kSweep == kShortestPiece && kLongestBlockRow % kSweep == 0);
 static_assert(kRowWarps <= 32, "a warp adds up the totals of a sweep");
 
 constexpr int kSelectStages = 6;  // sweeps under way: a row must not wait for memory once a sweep
@@ -76,81 +78,101 @@ __device__ __forceinline__ void pool_windows(float (&best)[kOwn], const float* s
 // Words of one staged sweep, whole vectors.
 __host__ __device__ constexpr int stage_words(int half) { return (kSweep + 2 * half + 3) / 4 * 4; }
 
-// One row, by one block. A thread holds positions sweep * kSweep + thread * kOwn .. + kOwn - 1 of
-// every sweep. kHalf: half of the pool's window, where it is known at compile time; otherwise 0.
-template <int kHalf>
-__device__ __forceinline__ void select_row(const SelectParams& params, int64_t at_row) {
-  const SelectRow row(params, at_row);
-  const int thread = thread_index(), lane = thread % 32, warp = thread / 32;
-  row.fill_slots(kRowThreads);
-  if (row.kept == 0) return;
-  const int half = kHalf > 0 ? kHalf : params.half;
-  float* const staged = reinterpret_cast<float*>(shared_memory());  // [kSelectStages, stage_words]
-  int* const counts =
-      reinterpret_cast<int*>(staged + kSelectStages * stage_words(half));  // [kBins]
-  int* const found = counts + kBins;                                       // digit, wanted
-  int* const totals = found + 2;                                           // [kSweeps, kRowWarps]
+// Shared memory of the functions below.
+struct SelectShared {
+  float* staged;  // [kSelectStages, stage_words]
+  int* counts;    // [kBins]
+  int* found;     // digit, wanted
+  int* totals;    // [kSweeps, kRowWarps]
 
+  __device__ __forceinline__ explicit SelectShared(int half)
+      : staged(reinterpret_cast<float*>(shared_memory())),
+        counts(reinterpret_cast<int*>(staged + kSelectStages * stage_words(half))),
+        found(counts + kBins),
+        totals(found + 2) {}
+};
+
+// Keys in registers, by one block: of positions sweep * kSweep + thread * kOwn .. + kOwn - 1 of
+// every sweep, a thread's.
+template <int kMost>
+using OwnKeys = uint32_t[kMost][kOwn];
+
+// Keys of `count` positions from `begin` on, pooled on their way in.
+template <int kHalf>
+__device__ __forceinline__ void load_keys(OwnKeys<kSweeps>& keys, const SelectRow& row, int begin,
+                                          int count, const SelectShared& shared) {
+  const SelectParams& params = row.params;
+  const int thread = thread_index();
+  const int half = kHalf > 0 ? kHalf : params.half;
   const bool pool = params.scores != nullptr;
   const auto load = [&](int s) {
-    if (pool && s * kSweep < row.length) {
-      stage_scores(staged + s % kSelectStages * stage_words(half), row, s * kSweep, half);
+    if (pool && s * kSweep < count) {
+      stage_scores(shared.staged + s % kSelectStages * stage_words(half), row, begin + s * kSweep,
+                   half);
     }
     commit_copies();
   };
 #pragma unroll
   for (int s = 0; s < kSelectStages - 1; ++s) load(s);
-  uint32_t keys[kSweeps][kOwn];
 #pragma unroll
   for (int s = 0; s < kSweeps; ++s) {
     const int at = s * kSweep + thread * kOwn;
-    if (s * kSweep >= row.length) continue;
+    if (s * kSweep >= count) continue;
     wait_copies<kSelectStages - 2>();
     sync_threads();  // sweep s is there for all, and nobody reads the one before any more
     load(s + kSelectStages - 1);
     float best[kOwn];
     if (pool) {
-      pool_windows<kHalf>(best, staged + s % kSelectStages * stage_words(half) + thread * kOwn,
-                          half);
+      pool_windows<kHalf>(
+          best, shared.staged + s % kSelectStages * stage_words(half) + thread * kOwn, half);
     }
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       keys[s][i] = 0;
-      if (at + i >= row.length) continue;
-      keys[s][i] = pool ? row.pin(at + i, rank_key(best[i])) : row.pooled_key(at + i);
+      if (at + i >= count) continue;
+      keys[s][i] =
+          pool ? row.pin(begin + at + i, rank_key(best[i])) : row.pooled_key(begin + at + i);
     }
   }
+}
 
+// The best `kept` of `count` keys, earlier ones first where keys are equal: place(slot, at, key) is
+// called for each, by the thread that holds it; slots are in the order of positions.
+template <int kMost, class Place>
+__device__ __forceinline__ void place_best(const OwnKeys<kMost>& keys, int count, int kept,
+                                           const SelectShared& shared, const Place& place) {
+  const int thread = thread_index(), lane = thread % 32, warp = thread / 32;
   // Threshold: the kept-th largest key. Where all are kept, every key reaches 0.
   uint32_t threshold = 0;
-  int wanted = row.kept;  // of the keys that share the digits found so far
-  for (int pass = 0; pass < kDigits && row.kept < row.length; ++pass) {
+  int wanted = kept;  // of the keys that share the digits found so far
+  for (int pass = 0; pass < kDigits && kept < count; ++pass) {
     const int shift = 24 - 8 * pass;
-    if (thread < kBins) counts[thread] = 0;
+    if (thread < kBins) shared.counts[thread] = 0;
     sync_threads();
 #pragma unroll
-    for (int s = 0; s < kSweeps; ++s) {
+    for (int s = 0; s < kMost; ++s) {
+      if (s * kSweep >= count) continue;
 #pragma unroll
       for (int i = 0; i < kOwn; ++i) {
-        if (s * kSweep + thread * kOwn + i >= row.length) continue;
+        if (s * kSweep + thread * kOwn + i >= count) continue;
         const uint32_t key = keys[s][i];
         // The digits before: two shifts, as one by 32 would drop nothing.
         if ((key ^ threshold) >> shift >> 8 == 0) {
-          atomic_add_shared(counts + ((key >> shift) & 0xff), 1);
+          atomic_add_shared(shared.counts + ((key >> shift) & 0xff), 1);
         }
       }
     }
     sync_threads();
     if (warp == 0) {
-      const FoundDigit digit = find_digit(counts, wanted);
+      const FoundDigit digit = find_digit(shared.counts, wanted);
       if (lane == 0) {
-        found[0] = digit.digit;
-        found[1] = digit.wanted;
+        shared.found[0] = digit.digit;
+        shared.found[1] = digit.wanted;
       }
     }
     sync_threads();
-    threshold |= static_cast<uint32_t>(found[0]) << shift;
-    wanted = found[1];
+    threshold |= static_cast<uint32_t>(shared.found[0]) << shift;
+    wanted = shared.found[1];
   }
 
   // Where each kept position goes: counts of keys above and equal before it. Both of a sweep fit 16
@@ -159,37 +181,37 @@ __device__ __forceinline__ void select_row(const SelectParams& params, int64_t a
     int own = 0;
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
-      if (s * kSweep + thread * kOwn + i >= row.length) continue;
+      if (s * kSweep + thread * kOwn + i >= count) continue;
       own += keys[s][i] > threshold ? 0x10000 : keys[s][i] == threshold ? 1 : 0;
     }
     return own;
   };
 #pragma unroll
-  for (int s = 0; s < kSweeps; ++s) {
+  for (int s = 0; s < kMost; ++s) {
+    if (s * kSweep >= count) continue;
     const int prefix = warp_prefix(counted(s));
-    if (lane == 31) totals[s * kRowWarps + warp] = prefix;
+    if (lane == 31) shared.totals[s * kRowWarps + warp] = prefix;
   }
   sync_threads();
-  int32_t* const out = params.indices + row.row * params.slots;
   int above_base = 0, equal_base = 0;
 #pragma unroll
-  for (int s = 0; s < kSweeps; ++s) {
-    if (s * kSweep >= row.length) continue;
-    const int total = lane < kRowWarps ? totals[s * kRowWarps + lane] : 0;
+  for (int s = 0; s < kMost; ++s) {
+    if (s * kSweep >= count) continue;
+    const int total = lane < kRowWarps ? shared.totals[s * kRowWarps + lane] : 0;
     const int prefix = warp_prefix(total);
     const int own = counted(s);
-    const int at = shuffle(prefix - total, warp) + warp_prefix(own) - own;
-    int above = above_base + (at >> 16), equal = equal_base + (at & 0xffff);
+    const int before = shuffle(prefix - total, warp) + warp_prefix(own) - own;
+    int above = above_base + (before >> 16), equal = equal_base + (before & 0xffff);
     const int all = shuffle(prefix, 31);
     above_base += all >> 16;
     equal_base += all & 0xffff;
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
-      const int position = s * kSweep + thread * kOwn + i;
-      if (position >= row.length) continue;
+      const int at = s * kSweep + thread * kOwn + i;
+      if (at >= count) continue;
       const bool is_above = keys[s][i] > threshold, is_equal = keys[s][i] == threshold;
       if (is_above || (is_equal && equal < wanted)) {
-        out[above + (equal < wanted ? equal : wanted)] = row.first + position;
+        place(above + (equal < wanted ? equal : wanted), at, keys[s][i]);
       }
       above += is_above ? 1 : 0;
       equal += is_equal ? 1 : 0;
@@ -197,7 +219,60 @@ __device__ __forceinline__ void select_row(const SelectParams& params, int64_t a
   }
 }
 
-// Bytes of dynamic shared memory that select_row needs.
+// One piece of a row, by one block. Where there are others, what is kept of it is a candidate;
+// those of a row lie one behind the other, without gaps, as all pieces but its last have the same
+// number. kHalf: half of the pool's window, where it is known at compile time; otherwise 0.
+template <int kHalf>
+__device__ __forceinline__ void select_piece(const SelectParams& params, int64_t at_row,
+                                             int piece) {
+  const SelectRow row(params, at_row);
+  const bool whole = params.pieces == 1;
+  if (whole) row.fill_slots(kRowThreads);
+  const int begin = piece * params.piece_length;
+  const int rest = row.length - begin;
+  const int count = rest < params.piece_length ? rest : params.piece_length;
+  if (count <= 0 || row.kept == 0) return;
+  const SelectShared shared(kHalf > 0 ? kHalf : params.half);
+  OwnKeys<kSweeps> keys;
+  load_keys<kHalf>(keys, row, begin, count, shared);
+  const int first = row.first + begin;
+  const int64_t at_candidate = row.candidates_begin() + int64_t{piece} * row.kept_of_piece();
+  int32_t* const out =
+      whole ? params.indices + row.row * params.slots : params.candidates + at_candidate;
+  place_best(keys, count, row.kept < count ? row.kept : count, shared,
+             [&](int slot, int at, uint32_t key) {
+               out[slot] = first + at;
+               if (!whole) params.candidate_keys[at_candidate + slot] = key;
+             });
+}
+
+// The row's Top-K among the candidates of its pieces, by one block. They contain it: what a piece
+// drops has `kept` better ones, or equal ones before it, in that piece alone.
+__device__ __forceinline__ void merge_pieces(const SelectParams& params, int64_t at_row) {
+  const SelectRow row(params, at_row);
+  row.fill_slots(kRowThreads);
+  if (row.kept == 0) return;
+  const int rest = row.length % params.piece_length;
+  const int count =
+      row.length / params.piece_length * row.kept_of_piece() + (row.kept < rest ? row.kept : rest);
+  const uint32_t* const from = params.candidate_keys + row.candidates_begin();
+  OwnKeys<kMergeSweeps> keys;
+#pragma unroll
+  for (int s = 0; s < kMergeSweeps; ++s) {
+    if (s * kSweep >= count) continue;
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const int at = s * kSweep + thread_index() * kOwn + i;
+      keys[s][i] = at < count ? from[at] : 0;
+    }
+  }
+  const int32_t* const positions = params.candidates + row.candidates_begin();
+  int32_t* const out = params.indices + row.row * params.slots;
+  place_best(keys, count, row.kept, SelectShared(0),
+             [&](int slot, int at, uint32_t) { out[slot] = positions[at]; });
+}
+
+// Bytes of dynamic shared memory that both need.
 inline int select_row_shared(int half) {
   return (kSelectStages * stage_words(half) + kBins + 2 + kSweeps * kRowWarps) * 4;
 }
@@ -223,13 +298,27 @@ inline SelectParams select_params(const Problem& problem, const float* scores,
   return params;
 }
 
+// Cuts the rows into pieces, and takes the memory of their candidates. False, and nothing taken,
+// where blocks cannot share a row so, or its windows are too wide to be pooled on the way.
+inline bool cut_rows(SelectParams& params, int64_t rows, Workspace& workspace,
+                     const Device& device) {
+  const Pieces pieces = cut_row(rows, params.num_prompt, params.budget, device.num_sms);
+  if (pieces.count == 0) return false;
+  params.pieces = pieces.count;
+  params.piece_length = pieces.length;
+  params.piece_slots = std::min(params.budget, pieces.length);
+  const int64_t candidates = pieces.count == 1 ? 0 : rows * pieces.count * params.piece_slots;
+  params.candidate_keys = workspace.take<uint32_t>(candidates);
+  params.candidates = workspace.take<int32_t>(candidates);
+  return true;
+}
+
+inline bool pools_on_the_way(const SelectParams& params) {
+  return 2 * params.half + 1 <= kWidestFusedPool;
+}
+
 // Selects every row, by however many launches it takes (select.cu).
 void select_rows(SelectParams params, int64_t rows, Workspace& workspace, bool follows,
                  const Device& device);
-
-// Whether one block selects a row, with the pool on the way.
-inline bool fits_one_block(const SelectParams& params) {
-  return params.num_prompt <= kLongestBlockRow && 2 * params.half + 1 <= kWidestFusedPool;
-}
 
 }  // namespace lookaheadkv::cuda

@@ -44,8 +44,43 @@ constexpr Splits split_keys(int64_t units, int64_t tiles, int64_t resident_block
   return best;
 }
 
-// Rows of scores up to this length are selected by one block that holds their keys in registers.
+// Scores up to this many fit the registers of one block, which finds their Top-K (select_row.cuh).
 constexpr int64_t kLongestBlockRow = 32768;
+// Of the best of a row's pieces half as many: registers for two loops over keys would not do.
+constexpr int64_t kMostCandidates = kLongestBlockRow / 2;
+constexpr int64_t kShortestPiece = 2048;
+// What a block costs beside its positions, in positions: it counts four digits, each behind
+// barriers. An estimate.
+constexpr int64_t kPieceCost = 8192;
+
+struct Pieces {
+  int32_t count;   // blocks that share a row of scores; 0: a block could not hold what they leave
+  int32_t length;  // positions of each; the last ones may have fewer, or none
+};
+
+// How the Top-K of each of `rows` rows is shared: every block keeps the best `budget` of its piece,
+// and one of them chooses among those. Of the ways that a block can do, the one that takes least
+// time where `resident_blocks` run at once.
+constexpr Pieces cut_row(int64_t rows, int64_t num_prompt, int64_t budget,
+                         int64_t resident_blocks) {
+  Pieces best = {};
+  int64_t least = 0;
+  for (int64_t wanted = 1; (wanted - 1) * kShortestPiece <= num_prompt; wanted *= 2) {
+    const int64_t length =
+        std::max<int64_t>(1, ceil_div(ceil_div(num_prompt, wanted), kShortestPiece)) *
+        kShortestPiece;
+    const int64_t count = std::max<int64_t>(1, ceil_div(num_prompt, length));
+    const int64_t candidates = count == 1 ? 0 : count * std::min(budget, length);
+    if (length > kLongestBlockRow || candidates > kMostCandidates) continue;
+    int64_t time = ceil_div(rows * count, resident_blocks) * (length + kPieceCost);
+    if (count > 1) time += ceil_div(rows, resident_blocks) * (candidates + kPieceCost);
+    if (best.count > 0 && time >= least) continue;
+    best = {static_cast<int32_t>(count), static_cast<int32_t>(length)};
+    least = time;
+  }
+  return best;
+}
+
 // Wider pools than this are widened by doubling in memory: log2(pool) sweeps.
 constexpr int64_t kWidestFusedPool = 63;
 

@@ -42,7 +42,7 @@ __device__ __forceinline__ void load_tile(char* tile, const Head& head, const Ro
       const int64_t step = fetch ? kStep * rows.stride : 0;
 #pragma unroll 4
       for (int i = 0; i < kCopies; ++i, from += step) {
-        copy_async(tile + Shape::offset(row + i * kStep, chunk), from, fetch);
+        rows.copy_aligned(tile + Shape::offset(row + i * kStep, chunk), from, fetch);
       }
       return;
     }

@@ -9,6 +9,8 @@ using namespace cpu;  // the inputs
 
 namespace {
 
+constexpr int kSms = 32;  // more than rows: long ones are cut into pieces
+
 struct Kept {
   std::vector<char> key, value;
   std::vector<int32_t> indices;
@@ -36,21 +38,22 @@ void check_call(const Inputs& in, const SelectOptions& options, const float* lse
     score_and_evict(
         p, q, k, v, lse, options,
         {actual.key.data(), actual.value.data(), actual.indices.data(), actual.scores.data()},
-        workspace, chip(16));
+        workspace, chip(kSms));
   });
   const size_t launches = emulated_launches.size() - before;
   const bool first_follows = launches > 0 && emulated_launches[before];
   with_workspace([&](Workspace& workspace) {
     const RowLse rows = lse != nullptr
                             ? RowLse{lse, p.num_rows, nullptr, 0}
-                            : attention(p, q, k, k, nullptr, nullptr, workspace, chip(16));
+                            : attention(p, q, k, k, nullptr, nullptr, workspace, chip(kSms));
     if (!workspace.counting()) {
-      column_scores(p, q, k, rows, expected.scores.data(), false, chip(16));
+      column_scores(p, q, k, rows, expected.scores.data(), false, chip(kSms));
     }
-    select(p, expected.scores.data(), options, expected.indices.data(), workspace, true, chip(16));
+    select(p, expected.scores.data(), options, expected.indices.data(), workspace, true,
+           chip(kSms));
   });
   gather_kv(p.batch, p.num_kv_heads, p.num_keys(), p.head_dim, k, v, expected.indices.data(), slots,
-            expected.key.data(), expected.value.data(), true, chip(16));
+            expected.key.data(), expected.value.data(), true, chip(kSms));
   check(actual == expected, name + ": as the rooms one by one");
   check(!first_follows, name + ": the first launch follows none");
   if (options.pool_kernel <= 63) {
@@ -64,7 +67,8 @@ void check_call(const Inputs& in, const SelectOptions& options, const float* lse
 void check_evict() {
   std::mt19937 random(12);
   const Shape shapes[] = {{1, 2, 2, 5, 0, 64},    {2, 3, 2, 7, 61, 40},   {1, 2, 4, 32, 400, 128},
-                          {2, 1, 1, 3, 2500, 16}, {1, 1, 2, 9, 200, 256}, {1, 1, 1, 1, 1, 8}};
+                          {2, 1, 1, 3, 2500, 16}, {1, 1, 2, 9, 200, 256}, {1, 1, 1, 1, 1, 8},
+                          {2, 1, 1, 3, 17000, 8}};
   int turn = 0;
   for (const Shape& shape : shapes) {
     const DType dtype = static_cast<DType>(turn % 3);
@@ -75,7 +79,8 @@ void check_evict() {
         static_cast<size_t>(shape.batch * shape.num_kv_heads * shape.group * shape.num_rows), 1.0f);
     const int64_t n = shape.num_prompt;
     for (const SelectOptions& options :
-         {SelectOptions{n / 3 + 1, 7, 0, 0, 0}, SelectOptions{n / 2 + 5, 1, 2, 3, shape.num_rows},
+         {SelectOptions{n / 3 + 1, 7, 0, 0, 0}, SelectOptions{n / 70 + 1, 7, 1, 2, 0},
+          SelectOptions{n / 2 + 5, 1, 2, 3, shape.num_rows},
           SelectOptions{0, 7, 0, 0, shape.num_rows}, SelectOptions{n / 4 + 5, 65, 0, 1, 0}}) {
       check_call(in, options, nullptr, name);
       check_call(in, options, lse.data(), name + " with lse");

@@ -42,18 +42,20 @@ std::vector<float> score_rows(int64_t n, std::mt19937& random) {
   return scores;
 }
 
+// On a chip where the rows fill it, and on one where they do not and are cut.
 void check_options(const Problem& p, const std::vector<float>& scores, const SelectOptions& o,
-                   const std::string& name) {
+                   int num_sms, const std::string& name) {
   const int64_t slots = std::min(o.budget, p.num_prompt) + o.append_rows;
   std::vector<int32_t> expected(static_cast<size_t>(kBatch * kHeads * slots), -7);
   std::vector<int32_t> actual = expected;
   cpu::select(p, scores.data(), o, expected.data(), cpu::SerialExecutor());
   with_workspace([&](Workspace& workspace) {
-    select(p, scores.data(), o, actual.data(), workspace, false, chip(4));
+    select(p, scores.data(), o, actual.data(), workspace, false, chip(num_sms));
   });
   check(actual == expected,
-        name + " budget=" + std::to_string(o.budget) + " pool=" + std::to_string(o.pool_kernel) +
-            " sink=" + std::to_string(o.num_sink) + " recent=" + std::to_string(o.num_recent) +
+        name + " chip=" + std::to_string(num_sms) + " budget=" + std::to_string(o.budget) +
+            " pool=" + std::to_string(o.pool_kernel) + " sink=" + std::to_string(o.num_sink) +
+            " recent=" + std::to_string(o.num_recent) +
             " appended=" + std::to_string(o.append_rows));
 }
 
@@ -62,7 +64,8 @@ void check_options(const Problem& p, const std::vector<float>& scores, const Sel
 void check_select() {
   std::mt19937 random(11);
   int turn = 0;
-  for (const int64_t n : {0, 1, 2, 5, 31, 700, 4095, 4096, 4097, 9000, 32768, 32769, 41000}) {
+  for (const int64_t n :
+       {0, 1, 2, 5, 31, 700, 4095, 4096, 4097, 9000, 20000, 32768, 32769, 41000}) {
     const std::vector<float> scores = score_rows(n, random);
     const bool large = n > 1000;
     for (const bool padded : {false, true}) {
@@ -77,12 +80,14 @@ void check_select() {
       p.seqused_k = padded ? seqused.data() : nullptr;
       const std::string name = "select n=" + std::to_string(n) + (padded ? " padded" : "");
       for (const int64_t pool : {int64_t{1}, int64_t{7}, int64_t{63}, int64_t{65}, 2 * n + 101}) {
-        for (const int64_t budget : {int64_t{0}, int64_t{6}, n / 3, n, n + 3}) {
+        for (const int64_t budget : {int64_t{0}, int64_t{6}, n / 40, n / 3, n, n + 3}) {
           // Of the large ones, every combination is met at some length.
           if (large && ++turn % 13 != 0) continue;
           for (const auto& [sink, recent] : {std::pair{0, 0}, std::pair{2, 3}}) {
             if (budget < sink + recent) continue;
-            check_options(p, scores, {budget, pool, sink, recent, budget % 3}, name);
+            const SelectOptions options = {budget, pool, sink, recent, budget % 3};
+            check_options(p, scores, options, 4, name);
+            if (n > 10000) check_options(p, scores, options, 264, name);
           }
         }
       }

@@ -123,6 +123,35 @@ void check_splits() {
   // 300 units, which are two waves anyway, the second one of 36 blocks: six of 52 + 2 tiles.
   check(are(split_keys(300, 256, 264, 2), 5, 52), "splits where the second wave wastes the chip");
   check(are(split_keys(264, 256, 264, 2), 1, 256), "no splits where units fill the chip");
+  for (const int64_t rows : {1, 8, 64, 1000}) {
+    for (const int64_t n : {0, 1, 2048, 2049, 8192, 32768, 32769, 131072, 1000000, 50000000}) {
+      for (const int64_t budget : {0, 1, 128, 2048, 16384, 40000}) {
+        const Pieces pieces = cut_row(rows, n, std::min(budget, n), 132);
+        const std::string name = "pieces of " + std::to_string(n) + ", budget " +
+                                 std::to_string(budget) + ", " + std::to_string(rows) + " rows";
+        if (pieces.count == 0) {
+          check(n > kLongestBlockRow, name + ": a block holds a short row");
+          continue;
+        }
+        check(pieces.length <= kLongestBlockRow, name + ": a block holds one");
+        check(int64_t{pieces.count} * pieces.length >= n, name + ": all positions are covered");
+        check(pieces.count == 1 || int64_t{pieces.count - 1} * pieces.length < n,
+              name + ": none is empty");
+        check(pieces.count == 1 ||
+                  pieces.count * std::min<int64_t>(budget, pieces.length) <= kMostCandidates,
+              name + ": a block holds the candidates");
+      }
+    }
+  }
+  const auto pieces_are = [](const Pieces& pieces, int count, int length) {
+    return pieces.count == count && pieces.length == length;
+  };
+  // In positions, a block costing 8,192: one 40,960; 16 of 2,048 and 2,048 candidates 20,480.
+  check(pieces_are(cut_row(8, 32768, 128, 132), 16, 2048), "pieces of few long rows");
+  check(pieces_are(cut_row(8, 4096, 128, 132), 1, 4096), "a short row is one block's");
+  check(pieces_are(cut_row(132, 32768, 128, 132), 1, 32768), "no pieces where rows fill the chip");
+  check(cut_row(8, 131072, 128, 132).count > 1, "long rows with a small budget");
+  check(cut_row(8, 131072, 65536, 132).count == 0, "long rows with a large one");
   bool padded = true;
   for (int64_t dim = 8; dim <= 256; dim += 8) {
     padded = padded && padded_dim(dim) >= dim && padded_dim(dim) % 16 == 0;

@@ -105,6 +105,7 @@ inline int atomic_add_shared(int* address, int value) {
 // --- between blocks, which run one after the other here: who would have to wait would wait forever
 
 inline int atomic_add_device(int32_t* word, int value) { return atomic_add_shared(word, value); }
+inline int arrive(int32_t* word) { return atomic_add_shared(word, 1); }
 inline void publish(int32_t* word) { *word = 1; }
 inline void wait_until_published(const int32_t* word) {
   if (*word != 1) emulation::fail("waits for a block that has not run");
@@ -216,6 +217,11 @@ inline void copy_async(void* shared, const void* global, bool fetch) {
   if (fetch) require_aligned(global);
   thread_copies[thread_index()].groups.back().push_back(
       {static_cast<char*>(shared), fetch ? static_cast<const char*>(global) : nullptr, 16});
+}
+struct CachePolicy {};
+inline CachePolicy cache_policy(bool) { return {}; }
+inline void copy_async(void* shared, const void* global, bool fetch, CachePolicy) {
+  copy_async(shared, global, fetch);
 }
 inline void copy_async_word(void* shared, const void* global) {
   thread_copies[thread_index()].groups.back().push_back(
