@@ -13,6 +13,7 @@ ENVIRONMENT_VARIABLE = "LOOKAHEADKV_BACKEND"
 
 _chosen: str | None = None
 _triton_kernels: torch.library.Library | None = None
+_prefill_route: torch.library.Library | None = None
 
 
 def available_backends() -> tuple[str, ...]:
@@ -42,18 +43,26 @@ def register_kernels() -> None:
     """Let Triton's kernels serve their device, or no longer, as the choice now stands.
 
     The compiled libraries register their own kernels when they are loaded; Triton's go over them
-    where they are asked for, and where there is no compiled library for the device. No device is
-    looked for: that would start CUDA at import, and a process that did so cannot fork.
+    where they are asked for, and where there is no compiled library for the device. Where both are
+    there and nobody asked, ``prefill_attention`` alone goes to the one that is expected to be
+    faster on the tensor's GPU. No device is looked for: that would start CUDA at import, and a
+    process that did so cannot fork.
     """
-    global _triton_kernels
+    global _triton_kernels, _prefill_route
     asked = _chosen or os.environ.get(ENVIRONMENT_VARIABLE) or None
     automatic = asked is None and triton.served_device() not in _library.load()
     wanted = triton.installed() and (asked == "triton" or automatic)
+    routed = asked is None and triton.installed() and "cuda" in _library.load()
+    if _prefill_route is not None and not routed:  # before Triton's: the last one on leaves first
+        _prefill_route._destroy()
+        _prefill_route = None
     if wanted and _triton_kernels is None:
         _triton_kernels = triton.register()
     elif not wanted and _triton_kernels is not None:
         _triton_kernels._destroy()
         _triton_kernels = None
+    if routed and _prefill_route is None:
+        _prefill_route = triton.route_prefill("cuda", triton.leads_prefill)
 
 
 def check_environment() -> None:

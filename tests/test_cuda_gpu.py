@@ -48,6 +48,19 @@ def special_scores(length: int) -> Tensor:
     return rows.view(2, 3, length).contiguous()
 
 
+@pytest.mark.skipif(not triton.installed(), reason="needs Triton")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_prefill_is_routed_to_the_faster_backend(dtype: torch.dtype) -> None:
+    inputs = make_inputs(heads=4, kv_heads=4, prompt=700, dtype=dtype, device=DEVICE)
+    whole = (torch.cat([inputs.key] * 2, 1), inputs.key, inputs.value)
+    results = {}
+    for name in ("cuda", "triton", None):
+        lk.set_backend(name)
+        results[name] = lk.prefill_attention(*whole, 9)
+    leads = triton.leads_prefill(whole[0])
+    assert_bitwise(results[None], results["triton" if leads else "cuda"])
+
+
 @pytest.mark.parametrize("pool", [1, 7, 63, 65, 1001])
 @pytest.mark.parametrize("length", [1, 31, 4097, 32_768, 32_769, 300_000])
 def test_select_gives_the_indices_of_the_cpu(length: int, pool: int) -> None:

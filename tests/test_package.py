@@ -93,6 +93,59 @@ def test_backend_can_be_set_and_reset() -> None:
         backend.backend_for("meta")
 
 
+def test_prefill_is_routed_where_both_backends_are_and_nobody_asked(
+    automatic_backend: pytest.MonkeyPatch,
+) -> None:
+    class Route:
+        def _destroy(self) -> None:
+            routes.remove(self)
+
+    def route_prefill(device: str, chosen: object) -> Route:
+        assert (device, chosen) == ("cuda", backend.triton.leads_prefill)
+        routes.append(Route())
+        return routes[-1]
+
+    routes: list[Route] = []
+    automatic_backend.setattr(backend.triton, "route_prefill", route_prefill)
+    automatic_backend.setattr(backend.triton, "installed", lambda: True)
+    automatic_backend.setattr(backend.triton, "served_device", lambda: "cuda")
+    automatic_backend.setattr(backend._library, "load", lambda: ("cpu", "cuda"))
+    backend.register_kernels()
+    backend.register_kernels()
+    assert len(routes) == 1
+    backend.set_backend("cuda")
+    assert routes == []
+    backend.set_backend(None)
+    assert len(routes) == 1
+    automatic_backend.setattr(backend.triton, "installed", lambda: False)
+    backend.register_kernels()
+    assert routes == []
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "leads"),
+    [
+        ((8, 0), torch.bfloat16, False),
+        ((9, 0), torch.bfloat16, True),
+        ((9, 0), torch.float32, False),
+        ((10, 0), torch.float16, True),
+        ((12, 0), torch.float16, False),
+    ],
+)
+def test_triton_leads_prefill_where_it_reaches_more(
+    capability: tuple[int, int],
+    dtype: torch.dtype,
+    leads: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from lookaheadkv_kernels.triton import target
+
+    target._reaches_new_matrix_units.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    assert backend.triton.leads_prefill(torch.empty(1, dtype=dtype)) == leads
+    target._reaches_new_matrix_units.cache_clear()
+
+
 @pytest.mark.usefixtures("automatic_backend")
 def test_backend_that_is_not_there_is_an_error() -> None:
     with pytest.raises(ValueError, match="one of cuda, triton, cpu, got 'tpu'"):

@@ -42,6 +42,33 @@ def test_backend_can_be_switched_off_and_on(device):
     torch.testing.assert_close(compiled, scores, rtol=1e-4, atol=0)
 
 
+def test_prefill_alone_can_be_routed(device):
+    """To Triton where it is chosen, to the compiled kernel elsewhere, whatever the arguments."""
+    if device.type != "cpu":
+        pytest.skip("test_cuda_gpu.py has the route of GPUs")
+    calls = [(make_inputs(heads=2, kv_heads=2, prompt=prompt), prompt) for prompt in (80, 120)]
+    calls = [(Inputs(torch.cat([i.key] * 2, 1), i.key, i.value), prompt) for i, prompt in calls]
+
+    def results():
+        return {p: lk.prefill_attention(*inputs, 9, scale=0.2) for inputs, p in calls}
+
+    ours = results()
+    lk.set_backend("cpu")
+    try:
+        compiled = results()
+        longest = calls[1][0].key.shape[2]
+        route = triton.route_prefill("cpu", lambda query: query.shape[2] == longest)
+        routed = results()
+        route._destroy()
+        after = results()
+    finally:
+        lk.set_backend("triton")
+    assert not torch.equal(ours[120][0], compiled[120][0])  # another order of sums
+    for prompt, expected in ((80, compiled), (120, ours)):
+        assert_bitwise(routed[prompt], expected[prompt])
+        assert_bitwise(after[prompt], compiled[prompt])
+
+
 @pytest.mark.parametrize("name", [*triton.OPS, *triton.PAGED_OPS])
 def test_every_op_is_served(name):
     """No op of the schema is forgotten."""

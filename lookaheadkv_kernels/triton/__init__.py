@@ -13,10 +13,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from .target import available, installed, interpreting, served_device
+from .target import available, installed, interpreting, leads_prefill, served_device
 
-__all__ = ["available", "installed", "interpreting", "register", "served_device"]
+__all__ = [
+    "available",
+    "installed",
+    "interpreting",
+    "leads_prefill",
+    "register",
+    "route_prefill",
+    "served_device",
+]
 
 OPS = (
     "lookahead_attention",
@@ -52,8 +61,37 @@ def register() -> torch.library.Library:
     """
     key = served_device().upper()
     library = torch.library.Library("lookaheadkv", "IMPL", key)
+    for name in (*OPS, *PAGED_OPS):
+        _override(library, name, _on_first_call(name), key)
+    return library
+
+
+def route_prefill(device: str, chosen: Callable[[Tensor], bool]) -> torch.library.Library:
+    """Serve prefill_attention where ``chosen(query)``, until the returned library is destroyed.
+
+    Other calls go to the kernel that is registered for ``device`` ("cuda") now.
+    """
+    key = device.upper()
+    compiled = torch.library.get_kernel("lookaheadkv::prefill_attention", key)
+    ours = _on_first_call("prefill_attention")
+
+    def call(keys: Any, query: Tensor, *args: Any, **options: Any) -> Any:
+        if chosen(query):
+            return ours(query, *args, **options)
+        return compiled.call_boxed(keys, query, *args, **options)
+
+    library = torch.library.Library("lookaheadkv", "IMPL", key)
+    _override(library, "prefill_attention", call, key, with_keyset=True)
+    return library
+
+
+def _override(
+    library: torch.library.Library,
+    name: str,
+    function: Callable[..., Any],
+    key: str,
+    with_keyset: bool = False,
+) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Warning only once for all operators")
-        for name in (*OPS, *PAGED_OPS):
-            library.impl(name, _on_first_call(name), key, allow_override=True)
-    return library
+        library.impl(name, function, key, with_keyset=with_keyset, allow_override=True)
