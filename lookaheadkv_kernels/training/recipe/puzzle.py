@@ -49,14 +49,25 @@ class Puzzle(NamedTuple):
 
 def key_value(desk: Desk) -> Puzzle:
     """Values for keys: one or several of each, other keys as distractors, RULER's words or ours."""
+    return _key_value(
+        desk, VALUE_KINDS, {"single": 0.45, "keys": 0.35, "values": 0.1, "queries": 0.1}
+    )
+
+
+def a_number(desk: Desk) -> Puzzle:
+    """The number for a key, alone or among a few others."""
+    return _key_value(desk, {"number": 1.0}, {"single": 0.75, "keys": 0.25})
+
+
+def _key_value(desk: Desk, value_kinds: dict[str, float], shapes: dict[str, float]) -> Puzzle:
     rng, words = desk.rng, Words(desk.rng, desk.split)
     ruler = desk.chance(RULER_SHARE)
-    value_kind, key_kind = desk.pick(VALUE_KINDS), desk.pick(KEY_KINDS)
+    value_kind, key_kind = desk.pick(value_kinds), desk.pick(KEY_KINDS)
     digits = 7 if ruler and desk.chance(0.7) else rng.randint(4, 9)
     noun = value_kind if ruler else rng.choice(TYPES[value_kind])
     needle = RULER_NEEDLE if ruler else rng.choice(every_fifth(desk.split, NEEDLES))
 
-    shape = desk.pick({"single": 0.45, "keys": 0.35, "values": 0.1, "queries": 0.1})
+    shape = desk.pick(shapes)
     most = max(2, desk.tokens // NEEDLE_TOKENS)
     asked = min(rng.randint(2, 4), most) if shape == "queries" else 1
     copies = min(rng.randint(2, 4), most) if shape == "values" else 1

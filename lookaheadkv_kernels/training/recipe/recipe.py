@@ -13,11 +13,17 @@ from .conversation import conversation
 from .corpora import Corpora, find_texts
 from .draft import Desk, Draft
 from .passages import code, prose
-from .retrieval import retrieval
+from .retrieval import numbers, retrieval
 from .words import SPLITS
 
 KINDS = {"retrieval": 0.45, "prose": 0.25, "code": 0.2, "chat": 0.1}
-MAKERS = {"retrieval": retrieval, "prose": prose, "code": code, "chat": conversation}
+MAKERS = {
+    "retrieval": retrieval,
+    "numbers": numbers,
+    "prose": prose,
+    "code": code,
+    "chat": conversation,
+}
 
 
 class Sample(NamedTuple):

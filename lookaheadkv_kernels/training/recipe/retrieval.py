@@ -6,6 +6,7 @@ from .draft import Desk, Draft
 from .filler import KINDS, haystack
 from .puzzle import (
     Puzzle,
+    a_number,
     frequent_words,
     key_value,
     made_up_fact,
@@ -22,6 +23,7 @@ FAMILIES = {
     variables: 0.07,
     frequent_words: 0.03,
 }
+NUMBERS_IN = {"prose": 0.7, "noise": 0.15, "code": 0.1, "lines": 0.05}
 CHAT_SHARE = 0.8  # the others are plain completions
 PREFIX_SHARE = 0.5  # prompts that begin the answer, as RULER does
 SELF_ANSWERED_SHARE = 0.3
@@ -35,7 +37,18 @@ MARK = "\x00"  # stands for the haystack while the prompt around it is made
 def retrieval(desk: Desk) -> Draft:
     """One needle prompt."""
     family = desk.rng.choices(list(FAMILIES), list(FAMILIES.values()))[0]
-    puzzle = family(desk)
+    return _prompt(desk, "retrieval", family(desk), KINDS)
+
+
+def numbers(desk: Desk) -> Draft:
+    """One number, mostly in running text: what a small cache is the first to answer wrongly.
+
+    The heads that copy digit after digit need all of them, and in prose much else looks important.
+    """
+    return _prompt(desk, "numbers", a_number(desk), NUMBERS_IN)
+
+
+def _prompt(desk: Desk, kind: str, puzzle: Puzzle, haystacks: dict[str, float]) -> Draft:
     started = puzzle.answer_start != "" and desk.chance(PREFIX_SHARE)
     outside = _chat(desk, puzzle) if desk.chance(CHAT_SHARE) else _completion(desk, puzzle)
     if started:
@@ -49,14 +62,14 @@ def retrieval(desk: Desk) -> Draft:
     ]
     overhead = len(desk.ids(f"{before}{''.join(needles)}{after}"))
     pieces = desk.fill(
-        puzzle.stuffing or haystack(desk, desk.pick(KINDS)),
+        puzzle.stuffing or haystack(desk, desk.pick(haystacks)),
         max(desk.tokens - overhead, MIN_HAYSTACK),
     )
     places = sorted(desk.rng.randint(0, len(pieces)) for _ in needles)
     for place, needle in reversed(list(zip(places, needles, strict=True))):
         pieces.insert(place, needle)
     prompt = f"{before}{''.join(pieces).rstrip()}{after}"
-    return Draft("retrieval", prompt, _response(desk, puzzle, started, prompt), puzzle.answers)
+    return Draft(kind, prompt, _response(desk, puzzle, started, prompt), puzzle.answers)
 
 
 def _chat(desk: Desk, puzzle: Puzzle) -> str:
