@@ -49,8 +49,9 @@ prompt itself; without, the data answer, and the model in about a third of the s
 The data are made by `lookaheadkv_kernels/training/recipe/`, sample by sample from a seed: 45 %
 retrieval (needles of many wordings in prose, code, noise and among other needles; JSON, tables,
 lists; facts; variable chains), 25 % prose, 20 % code, 10 % chats of several turns, or the shares
-that `--kinds` gives; 256 to {longest} tokens. Documents, key words and wordings are split: what is
-held out below was never trained on. (In both halves: RULER's own wording and noise sentences.)
+that `--kinds` gives (`numbers`: one number, mostly in prose); 256 to {longest} tokens. Documents,
+key words and wordings are split: what is held out below was never trained on. (In both halves:
+RULER's own wording and noise sentences.)
 
 | text | licence |
 | --- | --- |

@@ -103,6 +103,24 @@ def test_needles_are_at_every_depth(tokenizer, corpora):
     assert min(histogram) >= COUNT / 12
 
 
+def test_numbers_are_one_number_in_the_prompt(tokenizer, corpora):
+    made = recipe.Recipe(
+        tokenizer,
+        seed=4,
+        min_tokens=512,
+        max_tokens=1024,
+        kinds={"numbers": 1.0},
+        corpora=corpora,
+    )
+    for i in range(COUNT):
+        draft = made.draft(i)
+        assert draft.kind == "numbers"
+        (answer,) = draft.answers
+        assert answer.isdecimal() and 4 <= len(answer) <= 9
+        assert draft.prompt.count(answer) == 1
+        assert draft.response is None or answer in draft.response
+
+
 def test_random_access_is_iteration(made, tokenizer):
     order = list(range(12))
     random.Random(0).shuffle(order)
