@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -24,7 +25,9 @@ from bench.experiments.store import Store
 from bench.experiments.variants import variants_of
 from lookaheadkv_kernels.evaluation.records import Key, Shard, Writer, read_predictions
 from lookaheadkv_kernels.evaluation.report import metrics_of, write_metrics
+from lookaheadkv_kernels.integrations.transformers.weights import find_modules
 from lookaheadkv_kernels.lookahead import load_modules, save_modules
+from lookaheadkv_kernels.lookahead.files import WEIGHTS_FILE
 from lookaheadkv_kernels.training.checkpoint import latest
 
 POLICIES = ["lookahead", "snapkv", "laq"]
@@ -171,6 +174,18 @@ def test_the_committed_experiments_are_whole() -> None:
     assert [v.responses for v in variants_of(specs["responses"])] == ["source", "generated"]
 
 
+def test_the_committed_page_is_what_its_data_say(tmp_path: Path) -> None:
+    shutil.copytree(page.DOCS / "results", tmp_path / "results")
+    assert page.write_page(tmp_path, list(json.loads(experiments.CONFIG.read_text())))
+    assert (tmp_path / "results.md").read_text() == (page.DOCS / "results.md").read_text()
+    packaged = find_modules("smollm2-135m-instruct") / WEIGHTS_FILE
+    checksum = hashlib.sha256(packaged.read_bytes()).hexdigest()
+    for name in ("accuracy", "context", "overhead"):
+        path = page.DOCS / "results" / f"{name}.json"
+        if path.is_file():  # experiments come one at a time
+            assert json.loads(path.read_text())["facts"]["weights_sha256"] == checksum
+
+
 def hand_made(folder: Path, spec: dict[str, Any]) -> None:
     """An evaluation whose full cache solves ``vt``; ``fwe``'s answers do not depend on the text."""
     found = {"full": (1.0, 1.0, 0.5, 1.0), "lookahead": (1.0, 0.5, 0.5, 1.0)}
@@ -189,7 +204,7 @@ def hand_made(folder: Path, spec: dict[str, Any]) -> None:
     config = {
         "facts": {"model": "tiny", "dtype": "float32", "seed": 0},
         "grid": {"samples": 4},
-        "environment": {"torch": "2", "device": "cpu", "transformers": "5"},
+        "environment": {"torch": "2", "device": "cpu", "transformers": "5", "CPU": "Some CPU"},
     }
     (folder / "config.json").write_text(json.dumps(config))
     records = read_predictions(folder)
@@ -217,6 +232,7 @@ def test_the_page_is_made_from_what_is_there(
         "## Lookahead size and LoRA placement",
     ]
     # Chance scores as much as the full cache where all samples want the same.
+    assert "greedy answers, on Some CPU, torch 2," in text and "own wording" not in text
     assert text.count("The full cache solves `vt`. Not above chance, and left out") == 2
     # By hand: 87.5 and 75 with deviations of 25 and 28.87 over four samples.
     assert "| full | 87.5 ± 12.5 | 87.5 ± 12.5 |" in text

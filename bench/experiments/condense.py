@@ -12,7 +12,7 @@ from typing import Any
 from lookaheadkv_kernels.evaluation.records import read_predictions
 from lookaheadkv_kernels.evaluation.ruler.metrics import string_match_all
 
-ENVIRONMENT = ("lookaheadkv_kernels", "transformers", "torch", "cpu", "device")
+ENVIRONMENT = ("lookaheadkv_kernels", "transformers", "torch", "device")
 
 
 def complete(folder: Path, spec: dict[str, Any]) -> bool:
@@ -61,7 +61,9 @@ def accuracy(folder: Path) -> dict[str, Any]:
 
 
 def _environment(found: dict[str, Any]) -> dict[str, Any]:
-    return {name: found[name] for name in ENVIRONMENT if name in found}
+    kept = {name: found[name] for name in ENVIRONMENT if name in found}
+    device = found["device"]
+    return {**kept, "machine": found.get("CPU" if device == "cpu" else device, device)}
 
 
 def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
