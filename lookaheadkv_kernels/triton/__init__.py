@@ -1,8 +1,8 @@
 """The Triton backend: NVIDIA GPUs without the compiled library, AMD GPUs, and chips to come.
 
 The four rooms are attention.py (and prefill.py), scores.py (and scores_backward.py), select.py (and
-select_long.py) and gather.py; over paged caches paged_scores.py, paged_select.py and compact.py.
-heuristics.py chooses tiles and splits, launch.py runs or records
+select_long.py) and gather.py; over paged caches paged_attention.py, paged_scores.py,
+paged_select.py and compact.py. heuristics.py chooses tiles and splits, launch.py runs or records
 kernels, ops.py checks and calls. Triton itself is imported at the first call of an op.
 """
 

@@ -14,7 +14,7 @@ from .._checks_paged import PagedChecks
 from .._fake_paged import new_kept, new_scores
 from .compact import compact_kv_cache as launch_compact_kv_cache
 from .paged import plan
-from .paged_scores import PagedProblem
+from .paged_attention import PagedProblem
 from .paged_scores import paged_column_scores as launch_paged_column_scores
 from .paged_select import paged_select as launch_paged_select
 from .paged_values import CompactionValues, check_batch, check_blocks, check_budgets
