@@ -19,7 +19,7 @@ pytest.importorskip("matplotlib")
 from tiny_model import random_modules, save_tiny_model, tiny_llama
 
 from bench.experiments import __main__ as experiments
-from bench.experiments import page, sections, sweep
+from bench.experiments import overhead, page, sections, sweep
 from bench.experiments.condense import Scores, condense
 from bench.experiments.store import Store
 from bench.experiments.variants import variants_of
@@ -46,6 +46,7 @@ SPECS: dict[str, Any] = {
         "kind": "overhead",
         "lengths": [400],
         "prompts": 2,
+        "runs": 2,
         "policies": POLICIES,
         "budgets": [40],
     },
@@ -112,6 +113,17 @@ def test_every_experiment_leaves_its_results(runs: Path) -> None:
         assert len(swept[f"losses {name}"]) == 2
         assert swept["held-out chat 0"][name]["kl"] > 0
         assert 0 < swept["held-out chat 0"][name]["mass 40"] < 1
+
+
+def test_overhead_is_told_with_its_spread(tmp_path: Path) -> None:
+    names = ["full", "a", "b"]
+    orders = [overhead.in_turn(names, turn) for turn in range(3)]
+    assert orders == [names, ["b", "a", "full"], ["a", "b", "full"]]
+    times = [{"full": 2.0, "a": 2.0 + more} for more in (0.02, 0.04, 0.06, 0.08, 0.4)]
+    told = {f"400 40 {index}": seconds for index, seconds in enumerate(times)}
+    (tmp_path / "overhead.json").write_text(json.dumps({"facts": {}, "results": told}))
+    rows = condense(tmp_path, "overhead")["rows"]
+    assert rows[1] == [400, 40, "a", 2.06, 0.06, 2.0, 3.0, 4.0]
 
 
 def test_an_interrupted_sweep_goes_on_to_the_same_modules(

@@ -83,7 +83,9 @@ def _against_chance(records: Sequence[dict[str, Any]]) -> tuple[float, float, fl
 
 
 def overhead(folder: Path) -> dict[str, Any]:
-    """Medians over prompts of what each policy's prefill takes longer than the plain one."""
+    """What each policy's prefill takes longer than the plain one: medians and quartiles over
+    prompts.
+    """
     data = json.loads((folder / "overhead.json").read_text())
     places: dict[tuple[int, int], list[dict[str, float]]] = {}
     for name, seconds in data["results"].items():
@@ -96,12 +98,21 @@ def overhead(folder: Path) -> dict[str, Any]:
             share = [100 * (seconds[policy] / seconds["full"] - 1) for seconds in prompts]
             middle = [statistics.median(s[policy] for s in prompts), statistics.median(more)]
             rows.append([length, budget, policy, *(round(v, 4) for v in middle)])
-            rows[-1].append(round(statistics.median(share), 2))
+            rows[-1] += [round(v, 2) for v in _quartiles(share)]
     return {
         "facts": data["facts"],
-        "fields": ["length", "budget", "policy", "seconds", "more", "more, %"],
+        "fields": [
+            *("length", "budget", "policy", "seconds", "more"),
+            *("more, %: lower quartile", "median", "upper quartile"),
+        ],
         "rows": rows,
     }
+
+
+def _quartiles(values: Sequence[float]) -> list[float]:
+    if len(values) == 1:
+        return [values[0]] * 3
+    return statistics.quantiles(values, n=4, method="inclusive")
 
 
 def sweep(folder: Path) -> dict[str, Any]:

@@ -82,13 +82,20 @@ def overhead_plot(path: Path, scores: Scores, rows: Sequence[Any], budget: int) 
     figure = Figure(figsize=(4.2 * len(lengths) + 1.5, 4), layout="constrained")
     panels = figure.subplots(1, len(lengths), sharey=True, squeeze=False)[0]
     for panel, length in zip(panels, lengths, strict=True):
-        more = {row[2]: row[5] for row in rows if row[:2] == [length, budget]}
+        more = {row[2]: row[5:] for row in rows if row[:2] == [length, budget]}
         tasks = scores.solved(length)
         for number, policy in enumerate(scores.policies):
             if policy in more:
                 mean, error = scores.mean(length, policy, budget, tasks)
+                low, middle, high = more[policy]
                 panel.errorbar(
-                    [more[policy]], [mean], [error], ls="", label=policy, **_style(number)
+                    [middle],
+                    [mean],
+                    [error],
+                    [[middle - low], [high - middle]],
+                    ls="",
+                    label=policy,
+                    **_style(number),
                 )
         panel.set_xscale("symlog", linthresh=1.0)
         panel.set(xlabel="time added to the prefill, %", title=f"{length} tokens, budget {budget}")

@@ -181,22 +181,24 @@ def overhead(data: Data, folder: Path) -> list[str]:
             policy,
             f"{1e3 * seconds:.0f} ms",
             f"{1e3 * more:.0f} ms",
-            f"{share:.1f} %",
+            f"{share:.1f} % ({low:.1f} to {high:.1f})",
             _score(scores.mean(length, policy, budget, scores.solved(length))),
         ]
-        for length, of, policy, seconds, more, share in timed
+        for length, of, policy, seconds, more, low, share, high in timed
         if of == budget and scores.solved(length) and scores.has(length, policy, budget)
     ]
+    head = ["tokens", "policy", "prefill", "added", "of the plain prefill", "score, %"]
     return [
         "## Accuracy against overhead",
         "",
-        f"What eviction adds to the prefill of one prompt: medians over {facts['prompts']} prompts "
-        f"of `{facts['task']}`, of each the better of two runs, policies in turn; on "
-        f"{facts['cpu']}, {facts['threads']} threads, torch {facts['torch']}.",
+        "What eviction adds to the prefill of one prompt: medians (and quartiles) over "
+        f"{facts['prompts']} prompts of `{facts['task']}`, of each the best of {facts['runs']} "
+        f"runs, policies in turn, each run in another order; on {facts['cpu']}, "
+        f"{facts['threads']} threads, torch {facts['torch']}.",
         "",
         "![overhead](results/overhead.png)",
         "",
-        *table(["tokens", "policy", "prefill", "added", "of the plain prefill", "score, %"], rows),
+        *table(head, rows),
         "",
     ]
 
