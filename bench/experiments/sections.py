@@ -14,11 +14,12 @@ Data = dict[str, dict[str, Any]]
 BAR_BUDGET = 256  # the bars are for budgets up to this
 RIVALS = ("snapkv", "pyramidkv", "h2o", "streaming_llm")
 PACKAGED = "smollm2-135m-instruct"
-TRAINED_ON = (
+NOTES = (
     "The packaged modules were trained on samples of these kinds, `fwe` apart: about a third of "
     "the needles there have RULER's own wording, with other keys, values and texts "
     "([how](smollm2.md)). The other policies learn nothing. How far LookaheadKV is ahead of them "
-    "here holds for prompts like those it was trained on."
+    "here holds for prompts like those it was trained on. SpecKV is not among them: it needs a "
+    "smaller model of the same tokenizer, and this is the smallest of its family."
 )
 
 
@@ -53,7 +54,7 @@ def accuracy(data: Data, folder: Path) -> list[str]:
         "samples. Chance is what the full cache's answers score against the references of the next "
         "sample; above it means by more than two standard errors of the difference.",
         "",
-        *([TRAINED_ON, ""] if facts["model"] == PACKAGED else []),
+        *([NOTES, ""] if facts["model"] == PACKAGED else []),
         *(["![accuracy](results/accuracy.png)", ""] if any_solved else []),
     ]
     for length in scores.lengths:
