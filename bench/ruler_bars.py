@@ -20,7 +20,7 @@ from lookaheadkv_kernels.evaluation.ruler import SYNTHETIC_TASKS, RulerTask
 from lookaheadkv_kernels.evaluation.ruler.qa import read_hotpotqa, read_squad
 from lookaheadkv_kernels.evaluation.ruler.texts import ends_sentence
 from lookaheadkv_kernels.evaluation.task import Sample
-from lookaheadkv_kernels.integrations.transformers.loading import load
+from lookaheadkv_kernels.integrations.transformers.loading import load_tokenizer
 
 LEAST_SHARE = 0.98
 NEEDLE = re.compile(r"One of the special magic (?:numbers|uuids) for [^ ]+ is: [^ .]+\.")
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--squad", type=Path, help="SQuAD v2 JSON, for qa_1")
     parser.add_argument("--hotpotqa", type=Path, help="HotpotQA JSON, for qa_2")
     arguments = parser.parse_args(argv)
-    _, tokenizer = load(arguments.model)
+    tokenizer = load_tokenizer(arguments.model)
     corpora: dict[str, Any] = dict.fromkeys(SYNTHETIC_TASKS)
     if arguments.squad:
         corpora["qa_1"] = read_squad(arguments.squad)

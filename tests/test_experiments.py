@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -27,7 +26,7 @@ from lookaheadkv_kernels.evaluation.records import Key, Shard, Writer, read_pred
 from lookaheadkv_kernels.evaluation.report import metrics_of, write_metrics
 from lookaheadkv_kernels.integrations.transformers.weights import find_modules
 from lookaheadkv_kernels.lookahead import load_modules, save_modules
-from lookaheadkv_kernels.lookahead.files import WEIGHTS_FILE
+from lookaheadkv_kernels.lookahead.files import weights_sha256
 from lookaheadkv_kernels.training.checkpoint import latest
 
 POLICIES = ["lookahead", "snapkv", "laq"]
@@ -190,8 +189,7 @@ def test_the_committed_page_is_what_its_data_say(tmp_path: Path) -> None:
     shutil.copytree(page.DOCS / "results", tmp_path / "results")
     assert page.write_page(tmp_path, list(json.loads(experiments.CONFIG.read_text())))
     assert (tmp_path / "results.md").read_text() == (page.DOCS / "results.md").read_text()
-    packaged = find_modules("smollm2-135m-instruct") / WEIGHTS_FILE
-    checksum = hashlib.sha256(packaged.read_bytes()).hexdigest()
+    checksum = weights_sha256(find_modules("smollm2-135m-instruct"))
     for name in ("accuracy", "context", "overhead"):
         data = json.loads((page.DOCS / "results" / f"{name}.json").read_text())
         assert data["facts"]["weights_sha256"] == checksum

@@ -214,7 +214,7 @@ def _swept(data: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
 
 def _how(data: dict[str, Any]) -> str:
     """How a sweep's modules were trained and measured."""
-    facts = data["facts"]
+    facts, machine = data["facts"], data["machine"]
     training = facts["training"]
     samples = training["steps"] * training["batch_size"]
     return (
@@ -223,7 +223,8 @@ def _how(data: dict[str, Any]) -> str:
         "far fewer than the packaged modules had, so figures compare with each other alone. "
         f"Measured on {facts['prompts']} held-out prompts of each kind: KL from the attention of "
         "the model's own greedy answer, and the share of that attention which the kept entries "
-        "hold."
+        f"hold. On {machine['cpu']}, torch {machine['torch']}, {facts['model']} in "
+        f"{facts['dtype']}."
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from lookaheadkv_kernels.integrations.transformers.attention import attach
 from lookaheadkv_kernels.integrations.transformers.loading import load
 from lookaheadkv_kernels.integrations.transformers.weights import find_modules
 from lookaheadkv_kernels.lookahead import LookaheadModules, load_modules
-from lookaheadkv_kernels.lookahead.files import WEIGHTS_FILE
+from lookaheadkv_kernels.lookahead.files import weights_sha256
 from lookaheadkv_kernels.policies import Policy, make_policy
 
 
@@ -47,7 +46,7 @@ class Subject:
 
     def weights_sha256(self) -> str:
         """Checksum of the trained modules."""
-        return hashlib.sha256((find_modules(self.weights) / WEIGHTS_FILE).read_bytes()).hexdigest()
+        return weights_sha256(find_modules(self.weights))
 
 
 def machine() -> dict[str, Any]:

@@ -54,14 +54,13 @@ def policies_of(arguments: argparse.Namespace, model: Any) -> tuple[dict[str, An
         FileNotFoundError: the modules are not there.
         ValueError: they are for another model, or a draft model is missing.
     """
-    import hashlib
 
     import torch
 
     from ..integrations.transformers.loading import load
     from ..integrations.transformers.weights import find_modules
     from ..lookahead import ModelShape, load_modules
-    from ..lookahead.files import WEIGHTS_FILE
+    from ..lookahead.files import weights_sha256
     from ..policies import make_policy
 
     policies: dict[str, Any] = {}
@@ -75,8 +74,7 @@ def policies_of(arguments: argparse.Namespace, model: Any) -> tuple[dict[str, An
             if modules.config.model != shape:
                 raise ValueError(f"{folder} is for {modules.config.model}, the model is {shape}")
             options["modules"] = modules.to(model.device, model.dtype)
-            digest = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
-            facts["weights_sha256"] = digest
+            facts["weights_sha256"] = weights_sha256(folder)
         if name == "speckv":
             if arguments.draft_model is None:
                 raise ValueError("policy speckv needs --draft-model")

@@ -71,6 +71,11 @@ def save_modules(
     write_atomically(folder / CONFIG_FILE, (json.dumps(config, indent=1) + "\n").encode())
 
 
+def weights_sha256(folder: str | Path) -> str:
+    """Checksum of the weights in ``folder``."""
+    return hashlib.sha256((Path(folder) / WEIGHTS_FILE).read_bytes()).hexdigest()
+
+
 def training_record(folder: str | Path) -> dict[str, Any]:
     """What ``config.json`` in ``folder`` says of the training; checked by :func:`load_modules`."""
     record: dict[str, Any] = json.loads((Path(folder) / CONFIG_FILE).read_text())["training"]

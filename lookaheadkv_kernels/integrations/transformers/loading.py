@@ -39,17 +39,26 @@ def load(name: str, *, dtype: torch.dtype = torch.float32, device: str = "cpu") 
         dtype: of the weights.
         device: where to put them.
     """
-    where: dict[str, Any] = {"pretrained_model_name_or_path": name}
+    where = _where(name)
     options: dict[str, Any] = {"dtype": dtype}
-    gguf = packaged_gguf(name) if name in PACKAGED_MODELS else Path(name)
-    if gguf.suffix == ".gguf":
-        where = {
-            "pretrained_model_name_or_path": str(gguf.parent),
-            "gguf_file": gguf.name,
-            "local_files_only": True,
-        }
+    if "gguf_file" in where:
         options["config"] = AutoConfig.from_pretrained(**where)
         options["quantization_config"] = GgufConfig(dequantize=True)
-    tokenizer = AutoTokenizer.from_pretrained(**where)
     model = AutoModelForCausalLM.from_pretrained(**where, **options)
-    return model.eval().to(device), tokenizer
+    return model.eval().to(device), load_tokenizer(name)
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a model that :func:`load` would load."""
+    return AutoTokenizer.from_pretrained(**_where(name))
+
+
+def _where(name: str) -> dict[str, Any]:
+    gguf = packaged_gguf(name) if name in PACKAGED_MODELS else Path(name)
+    if gguf.suffix != ".gguf":
+        return {"pretrained_model_name_or_path": name}
+    return {
+        "pretrained_model_name_or_path": str(gguf.parent),
+        "gguf_file": gguf.name,
+        "local_files_only": True,
+    }
