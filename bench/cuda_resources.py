@@ -1,7 +1,7 @@
 """What the compiled CUDA kernels take of each chip, read from the library: no GPU needed.
 
 `python -m bench.cuda_resources` writes docs/cuda_resources.md from the library that the
-installation built; tests/test_cuda_build.py looks at the same figures.
+installation built; tests/cuda/test_cuda_build.py looks at the same figures.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def instructions(library: Path) -> dict[tuple[str, str], dict[str, int]]:
 HEADER = """\
 # What the CUDA kernels take
 
-Written by `python -m bench.cuda_resources` from the built library; `tests/test_cuda_build.py`
+Written by `python -m bench.cuda_resources` from the built library; `tests/cuda/test_cuda_build.py`
 checks the same figures. Registers a thread; spilled bytes a thread (its stack); how many matrix
 products (HMMA), asynchronous 16-byte copies (LDGSTS) and other 16-byte loads stand in the code.
 Template arguments: dtype, padded head dimension, where the keys lie (a tensor, or the pages of a

@@ -77,13 +77,13 @@ tests() {
   # Most of the time of Triton's tests goes to compiling, on one core each.
   [[ $backend == triton ]] && has xdist && parallel=(-n 8)
   step "$backend-tests" 120 "$PYTHON" -m pytest -q -p no:cacheprovider "${parallel[@]}" -m gpu \
-    -k "$keywords" "$ROOT"/tests/test_gpu.py "$ROOT"/tests/test_cuda_gpu.py \
-    "$ROOT"/tests/test_paged_gpu.py
+    -k "$keywords" "$ROOT"/tests/ops/test_gpu.py "$ROOT"/tests/cuda/test_cuda_gpu.py \
+    "$ROOT"/tests/paged/test_paged_gpu.py
   step "$backend-paged" 60 env LOOKAHEADKV_BACKEND="$backend" "$PYTHON" -m pytest -q \
     -p no:cacheprovider "${parallel[@]}" --cases-per-test 4 "$ROOT/tests/$paged"
   step "$backend-ops" 80 env LOOKAHEADKV_BACKEND="$backend" "$PYTHON" -m pytest -q \
-    -p no:cacheprovider "${parallel[@]}" --cases-per-test 12 "$ROOT"/tests/test_ops.py \
-    "$ROOT"/tests/test_select.py "$ROOT"/tests/test_gather.py "$ROOT"/tests/test_gradients.py "$@"
+    -p no:cacheprovider "${parallel[@]}" --cases-per-test 12 "$ROOT"/tests/ops/test_ops.py \
+    "$ROOT"/tests/ops/test_select.py "$ROOT"/tests/ops/test_gather.py "$ROOT"/tests/ops/test_gradients.py "$@"
 }
 
 bars() {
@@ -107,14 +107,14 @@ sanitizers() {
 # First what nothing else covers: the compiled kernels, whose steps together have time even if each
 # takes all that it may. Races between warps are seen by racecheck alone.
 if available cuda; then
-  tests cuda "cuda and not triton" test_paged.py
+  tests cuda "cuda and not triton" paged/test_paged.py
   bars cuda
   sanitizers
 fi
 # Of the paged tests the ones of Triton's own: it would compile every head dimension and layout of
 # the random ones.
 if available triton; then
-  tests triton triton test_triton_paged.py "$ROOT"/tests/test_triton_kernels.py
+  tests triton triton triton/test_triton_paged.py "$ROOT"/tests/triton/test_triton_kernels.py
   bars triton
 fi
 

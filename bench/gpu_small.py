@@ -1,8 +1,8 @@
 """Every op once on small shapes: `compute-sanitizer python -m bench.gpu_small`.
 
-No results are compared; tests/test_gpu.py does that. Shapes take every kernel through its edges:
-several splits, padding, rows that are not aligned, every padded head dimension, long and short
-rows of scores, wide pools.
+No results are compared; tests/ops/test_gpu.py does that. Shapes take every kernel through its
+edges: several splits, padding, rows that are not aligned, every padded head dimension, long and
+short rows of scores, wide pools.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What each Triton kernel takes of a chip: compiled ahead of time for chips that need not be here.
 
-``python -m bench.triton_resources`` writes docs/triton_resources.md; tests/test_triton_ahead.py
-compiles again and compares. The launches are those that the ops make on meta tensors of
-Llama-3.1-8B's shapes, so the tiles are those that the heuristics choose.
+``python -m bench.triton_resources`` writes docs/triton_resources.md;
+tests/triton/test_triton_ahead.py compiles again and compares. The launches are those that the ops
+make on meta tensors of Llama-3.1-8B's shapes, so the tiles are those that the heuristics choose.
 """
 
 from __future__ import annotations
@@ -149,8 +149,8 @@ def row(case: Case, used: Resources) -> str:
 HEADER = """\
 # What the Triton kernels take
 
-Written by `python -m bench.triton_resources`, compared by `tests/test_triton_ahead.py`. Launches of
-all ops at Llama-3.1-8B's shapes (8 KV heads, 32 rows, 32,768 prompt keys), compiled by Triton
+Written by `python -m bench.triton_resources`, compared by `tests/triton/test_triton_ahead.py`.
+Launches of all ops at Llama-3.1-8B's shapes (8 KV heads, 32 rows, 32,768 prompt keys), compiled by Triton
 {version} for chips that need not be there. Shared memory in bytes a program, registers a thread
 (vector registers on gfx942), spills in bytes a thread (stores and loads together). TMA: tiles come
 through the bulk tensor copy engine. A kernel that stands twice in a case is compiled in two forms.

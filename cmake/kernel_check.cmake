@@ -1,5 +1,5 @@
 # kernel_check: the C++ test of the CPU kernels. cuda_kernel_check: the sources of the CUDA kernels as
-# plain C++, on emulated instructions. tests/test_sanitizers.py and test_cuda_emulation.py run them.
+# plain C++, on emulated instructions. tests/ops/test_sanitizers.py and tests/cuda/test_cuda_emulation.py run them.
 set(checks ${PROJECT_SOURCE_DIR}/tests/cpp)
 add_executable(kernel_check ${checks}/kernel_check.cpp ${checks}/check.cpp ${checks}/reference.cpp
                             ${checks}/check_units.cpp ${checks}/check_select.cpp

@@ -1,6 +1,6 @@
 // Every op of the library and its schema, in one place. Implementations register themselves per
 // dispatch key (csrc/cpu/*ops.cpp, csrc/cuda/*ops.cpp); fake kernels and autograd formulas live in
-// lookaheadkv_kernels/. tests/test_schema.py pins this page: a change here is an API change.
+// lookaheadkv_kernels/. tests/ops/test_schema.py pins this page: a change here is an API change.
 #include "torch/op_library.h"
 
 LOOKAHEADKV_LIBRARY(m) {

@@ -1,7 +1,8 @@
 """Argument checks of the ops, from shapes and dtypes alone.
 
 The same checks, in the same order and words, as csrc/core/validate.h: fake kernels and Python
-backends run these, the compiled backends those, and tests/test_bad_input.py holds the two together.
+backends run these, the compiled backends those, and
+tests/ops/test_bad_input.py holds the two together.
 Values of ``leftpad_k``, ``seqused_k`` and ``indices`` are not looked at here: no host sync.
 
 Sizes may be symbolic. A size that is not known while tracing passes: it puts no guard on the

@@ -2,7 +2,7 @@
 //
 // Each front end describes its tensors as TensorInfo; each check throws std::invalid_argument that
 // names the op, the argument and its value. lookaheadkv_kernels/_checks.py gives the same texts for
-// fake kernels and Triton; tests/test_bad_input.py holds the two together.
+// fake kernels and Triton; tests/ops/test_bad_input.py holds the two together.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 // The sources of the CUDA kernels as plain C++ against double-precision code and the CPU's select:
 // every thread a fiber, every instruction of cuda/ptx.cuh emulated (cuda_emulation/), shared
 // memory, workspaces and results poisoned. Built with AddressSanitizer and
-// UndefinedBehaviorSanitizer by tests/test_cuda_emulation.py. Arguments name the parts to run;
+// UndefinedBehaviorSanitizer by tests/cuda/test_cuda_emulation.py. Arguments name the parts to run;
 // without any, all run.
 #include <cstdio>
 

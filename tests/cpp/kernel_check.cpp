@@ -1,6 +1,6 @@
 // The torch-free CPU kernels against straightforward double-precision code, on every instruction
 // set this machine has (AMX emulated where the build says so). Built with AddressSanitizer and
-// UndefinedBehaviorSanitizer by tests/test_sanitizers.py; every tensor is allocated to its exact
+// UndefinedBehaviorSanitizer by tests/ops/test_sanitizers.py; every tensor is allocated to its exact
 // size.
 #include <cstdio>
 #include <cstdlib>

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from eviction_model import modules_of, tiny
+from support.eviction_model import modules_of, tiny
 
 pytest.importorskip("vllm.v1", reason="vLLM is not installed")
 

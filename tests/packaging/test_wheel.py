@@ -1,0 +1,239 @@
+"""One wheel for every Python >= 3.10 and torch >= 2.10: built from the sdist, then looked into."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from support.build_tools import ROOT, checked, cmake_build, run, tool
+
+TORCH_INCLUDE = Path(torch.__file__).parent / "include"
+TARGET_VERSION = "0x020a000000000000"  # 2.10
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files")
+
+
+@pytest.fixture(scope="module")
+def source_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked sdist: whatever a build needs must be in it."""
+    folder = tmp_path_factory.mktemp("sdist")
+    checked([sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", folder, ROOT])
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    return folder / archive.name.removesuffix(".tar.gz")
+
+
+@pytest.fixture(scope="module")
+def wheel(source_tree: Path) -> Path:
+    """The wheel without the NumPy module, built from the sdist."""
+    switches = {"LOOKAHEADKV_NUMPY": "off", "LOOKAHEADKV_CUDA": "off"}
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", "dist"]
+    checked(build, cwd=source_tree, env=switches)
+    (path,) = (source_tree / "dist").glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds the unpacked wheel."""
+    folder = tmp_path_factory.mktemp("installed")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def library(installed: Path) -> Path:
+    (path,) = installed.rglob("*.so")
+    assert path.relative_to(installed) == Path("lookaheadkv_kernels/lib/liblookaheadkv_cpu.so")
+    return path
+
+
+def test_tag_serves_every_python(wheel: Path, installed: Path) -> None:
+    assert re.fullmatch(r"lookaheadkv_kernels-[\d.]+-cp310-abi3-\w+\.whl", wheel.name)
+    (metadata,) = installed.glob("*.dist-info/WHEEL")
+    assert re.search(r"^Tag: cp310-abi3-\w+$", metadata.read_text(), re.MULTILINE)
+    assert "Root-Is-Purelib: false" in metadata.read_text()
+
+
+def test_contents(installed: Path) -> None:
+    assert {path.name for path in installed.iterdir() if path.suffix != ".dist-info"} == {
+        "lookaheadkv_kernels"
+    }
+    for folder, installed_as in (
+        ("lookaheadkv_kernels", "lookaheadkv_kernels"),
+        ("python_ref", "lookaheadkv_kernels/python_ref"),
+    ):
+        for path in (ROOT / folder).rglob("*.py"):
+            copy = installed / installed_as / path.relative_to(ROOT / folder)
+            assert copy.read_bytes() == path.read_bytes()
+    package = ROOT / "lookaheadkv_kernels"
+    data = [p for p in package.rglob("*") if p.suffix in (".json", ".safetensors", ".css", ".js")]
+    assert len(data) > 3
+    for path in (*data, package / "py.typed"):
+        copy = installed / "lookaheadkv_kernels" / path.relative_to(package)
+        assert copy.read_bytes() == path.read_bytes()
+
+
+def test_metadata(installed: Path) -> None:
+    (path,) = installed.glob("*.dist-info/METADATA")
+    metadata = path.read_text()
+    for line in (
+        "Name: lookaheadkv-kernels",
+        "License-Expression: Apache-2.0",
+        "Requires-Python: >=3.10",
+        "Requires-Dist: torch>=2.10",
+        "Requires-Dist: numpy",
+    ):
+        assert f"\n{line}\n" in metadata
+    assert (path.parent / "licenses" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
+def shims_of_target_version(folder: Path) -> set[str]:
+    """Every C function that torch's headers declare when asked for the target version."""
+    source = folder / "shims.cpp"
+    source.write_text(
+        "#include <torch/csrc/stable/c/shim.h>\n"
+        "#include <torch/csrc/inductor/aoti_torch/generated/c_shim_aten.h>\n"
+    )
+    defines = [f"-DTORCH_TARGET_VERSION={TARGET_VERSION}"]
+    text = checked([tool("c++"), "-std=c++17", "-E", *defines, f"-I{TORCH_INCLUDE}", source])
+    return set(re.findall(r"\b((?:aoti_)?torch_\w+)\s*\(", text))
+
+
+@linux_only
+def test_undefined_symbols_are_those_of_the_target_version(library: Path, tmp_path: Path) -> None:
+    lines = checked([tool("nm"), "--dynamic", "--undefined-only", library]).splitlines()
+    symbols = {line.split()[-1] for line in lines if line.split()[-2] == "U"}
+    # What the C and C++ runtimes provide carries a version; the rest has to come from torch.
+    runtime = {name for name in symbols if re.search(r"@(GLIBC|GLIBCXX|CXXABI|GCC)_", name)}
+    from_torch = symbols - runtime
+    assert "aoti_torch_library_def" in from_torch
+    assert from_torch <= shims_of_target_version(tmp_path)
+
+
+@linux_only
+def test_links_no_python_and_no_place(library: Path) -> None:
+    dynamic = checked([tool("readelf"), "--dynamic", "--wide", library])
+    needed = set(re.findall(r"\(NEEDED\).*\[(.+)\]", dynamic))
+    assert "libtorch_cpu.so" in needed
+    system = r"lib(torch_cpu|stdc\+\+|gcc_s|c|m|pthread)\.so(\.\d+)?|ld-linux.*"
+    assert {name for name in needed if not re.fullmatch(system, name)} == set()
+    assert not re.search(r"\((RPATH|RUNPATH)\)", dynamic)
+
+
+@linux_only
+def test_exports_only_its_own_c_functions(library: Path) -> None:
+    lines = checked([tool("nm"), "--dynamic", "--defined-only", library]).splitlines()
+    functions = {line.split()[-1] for line in lines if line.split()[-2] == "T"}
+    assert functions == {"lookaheadkv_cpu_active_isa", "lookaheadkv_cpu_supported_isas"}
+
+
+@linux_only
+def test_instruction_sets_stay_in_their_files(wheel: Path, source_tree: Path) -> None:
+    """Code compiled for a newer CPU must be reachable through the dispatcher only.
+
+    An inline function that such a file shares with others could be the copy the linker keeps for
+    all of them, and a static initialiser would run on every CPU: both crash older machines.
+    """
+    objects = [
+        path
+        for path in source_tree.glob("build/cmake-*/**/csrc/cpu/isa/*.o")
+        if not path.name.startswith(("portable", "dispatch"))
+    ]
+    for path in objects:
+        lines = checked([tool("nm"), "--defined-only", path]).splitlines()
+        shared = [line for line in lines if line.split()[-2] in "TWVu"]
+        assert shared == [], path.name
+        assert ".init_array" not in checked([tool("readelf"), "--sections", "--wide", path])
+    x86 = checked([tool("c++"), "-dumpmachine"]).startswith("x86_64")
+    assert len(objects) == (4 if x86 else 0)
+
+
+def test_installed_wheel_works(installed: Path, tmp_path: Path) -> None:
+    script = """
+import importlib.util, torch
+import lookaheadkv_kernels as lookahead
+from lookaheadkv_kernels import python_ref
+torch.manual_seed(0)
+query, key, value = (torch.randn(2, *size, 64) for size in [(8, 32), (2, 532), (2, 532)])
+kept = lookahead.score_and_evict(query, key, value, 64)
+torch.testing.assert_close(kept.scores, python_ref.column_scores(query, key))
+assert torch.equal(kept.indices, python_ref.select(kept.scores, 64))
+print(lookahead.__file__)
+"""
+    output = checked(
+        [sys.executable, "-c", script], cwd=tmp_path, env={"PYTHONPATH": str(installed)}
+    )
+    assert Path(output.strip()) == installed / "lookaheadkv_kernels" / "__init__.py"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("LOOKAHEADKV_NUMPY", "maybe", "LOOKAHEADKV_NUMPY must be one of on, off, got 'maybe'"),
+        ("LOOKAHEADKV_CUDA", "yes", "LOOKAHEADKV_CUDA must be one of auto, on, off, got 'yes'"),
+    ],
+)
+def test_unknown_switch_is_an_error(variable: str, value: str, message: str) -> None:
+    result = run([sys.executable, "setup.py", "--name"], cwd=ROOT, env={variable: value})
+    assert result.returncode != 0
+    assert message in result.stderr
+
+
+def configure(source: Path, build: Path, cuda: str, **environment: str) -> tuple[int, str]:
+    """Configure only the op libraries; exit status and messages."""
+    command = [tool("cmake"), "-S", source, "-B", build, "-G", "Ninja", "-DLOOKAHEADKV_NUMPY=OFF"]
+    command += [f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}", f"-DLOOKAHEADKV_CUDA={cuda}"]
+    command += [f"-DLOOKAHEADKV_TORCH_DIR={TORCH_INCLUDE.parent}"]
+    result = run(command, env=environment)
+    return result.returncode, " ".join(result.stderr.split())
+
+
+@pytest.fixture
+def cuda_tree(source_tree: Path, tmp_path: Path) -> Path:
+    """A tree with one CUDA source, whatever this version has."""
+    tree = tmp_path / "tree"
+    shutil.copytree(source_tree, tree, ignore=shutil.ignore_patterns("build", "dist"))
+    shutil.rmtree(tree / "csrc" / "cuda", ignore_errors=True)
+    (tree / "csrc" / "cuda").mkdir()
+    (tree / "csrc" / "cuda" / "ops.cu").write_text(
+        '#include <torch/csrc/stable/library.h>\nextern "C" __global__ void nothing() {}\n'
+        "STABLE_TORCH_LIBRARY_IMPL(lookaheadkv, CUDA, m) { (void)m; }\n"
+    )
+    return tree
+
+
+def test_cuda_on_without_nvcc_is_an_error(cuda_tree: Path, tmp_path: Path) -> None:
+    no_nvcc = {"PATH": "/usr/bin:/bin", "CUDACXX": str(tmp_path / "missing")}
+    code, messages = configure(cuda_tree, tmp_path / "on", "on", **no_nvcc)
+    assert code != 0
+    assert "LOOKAHEADKV_CUDA=on, but nvcc was not found: put it on PATH or set CUDACXX" in messages
+    code, messages = configure(cuda_tree, tmp_path / "auto", "auto", **no_nvcc)
+    assert (code, messages) == (0, "")
+
+
+def test_cuda_on_without_sources_is_an_error(cuda_tree: Path, tmp_path: Path) -> None:
+    shutil.rmtree(cuda_tree / "csrc" / "cuda")
+    code, messages = configure(cuda_tree, tmp_path / "on", "on")
+    assert code != 0
+    assert "LOOKAHEADKV_CUDA=on, but this version has no CUDA sources" in messages
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_cuda_library_builds_without_a_gpu(cuda_tree: Path, tmp_path: Path) -> None:
+    build = tmp_path / "build"
+    cmake_build(
+        cuda_tree,
+        build,
+        "-DLOOKAHEADKV_NUMPY=OFF",
+        f"-DLOOKAHEADKV_TORCH_DIR={TORCH_INCLUDE.parent}",
+        target="lookaheadkv_cuda",
+    )
+    assert (build / "liblookaheadkv_cuda.so").is_file()

@@ -1,0 +1,31 @@
+"""Cases of bad input: a good call of an op, one change, and the message it must give."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+
+class Case(NamedTuple):
+    """``change`` of the good call of each of ``ops`` must fail with ``message``."""
+
+    ops: tuple[str, ...]
+    change: dict[str, Any]
+    message: str
+
+
+def expand(cases: list[Case]) -> list[Any]:
+    """One pytest case per op."""
+    return [
+        pytest.param(op, case.change, case.message, id=f"{op}: {case.message}")
+        for case in cases
+        for op in case.ops
+    ]
+
+
+def to_meta(tensor: Tensor) -> Tensor:
+    """With the strides kept, which ``tensor.to`` does not do."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")

@@ -1,0 +1,50 @@
+"""Running build tools in tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def tool(name: str) -> str:
+    """A program of this environment (which need not be on PATH), or else of the machine."""
+    path = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
+    assert path is not None, f"{name} is not installed"
+    return path
+
+
+def run(
+    command: Sequence[str | Path],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run a program with these variables on top of the environment; its output is captured."""
+    return subprocess.run(
+        command, cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True
+    )
+
+
+def checked(
+    command: Sequence[str | Path],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> str:
+    """Like :func:`run`, but failing with the program's output; returns its stdout."""
+    result = run(command, cwd=cwd, env=env)
+    assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
+def cmake_build(source: Path, build: Path, *definitions: str, target: str = "all") -> None:
+    """Configure a CMake project with Ninja and build one target."""
+    ninja = f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"
+    checked([tool("cmake"), "-S", source, "-B", build, "-G", "Ninja", ninja, *definitions])
+    checked([tool("cmake"), "--build", build, "--target", target])
