@@ -5,7 +5,7 @@ find_package(Threads REQUIRED)
 
 file(GLOB cpu_kernel_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/core/*.cpp
                                                ${PROJECT_SOURCE_DIR}/csrc/cpu/*.cpp)
-list(FILTER cpu_kernel_sources EXCLUDE REGEX "ops\\.cpp$")
+list(FILTER cpu_kernel_sources EXCLUDE REGEX "backend\\.cpp$")
 set(isa_dir ${PROJECT_SOURCE_DIR}/csrc/cpu/isa)
 list(APPEND cpu_kernel_sources ${isa_dir}/dispatch.cpp ${isa_dir}/portable.cpp)
 

@@ -31,8 +31,7 @@ endif()
 
 file(GLOB torch_glue CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/torch/*.cpp)
 add_library(lookaheadkv_cpu SHARED ${PROJECT_SOURCE_DIR}/csrc/schema.cpp ${torch_glue}
-                                   ${PROJECT_SOURCE_DIR}/csrc/cpu/ops.cpp
-                                   ${PROJECT_SOURCE_DIR}/csrc/cpu/paged_ops.cpp)
+                                   ${PROJECT_SOURCE_DIR}/csrc/cpu/backend.cpp)
 target_link_libraries(lookaheadkv_cpu PRIVATE lookaheadkv_torch_stable lookaheadkv_cpu_kernels
                                               ${torch_lib_dir}/libtorch_cpu.so)
 set_target_properties(lookaheadkv_cpu PROPERTIES SUFFIX .so)  # .so on macOS too

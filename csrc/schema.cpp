@@ -1,6 +1,7 @@
-// Every op of the library and its schema, in one place. Implementations register themselves per
-// dispatch key (csrc/cpu/*ops.cpp, csrc/cuda/*ops.cpp); fake kernels and autograd formulas live in
-// lookaheadkv_kernels/. tests/ops/test_schema.py pins this page: a change here is an API change.
+// Every op of the library and its schema, in one place. csrc/torch/ops.h and paged_ops.h implement
+// them for the backends (csrc/cpu/backend.cpp, csrc/cuda/backend.cpp); fake kernels and autograd
+// formulas live in lookaheadkv_kernels/. tests/ops/test_schema.py pins this page: a change here is
+// an API change.
 #include "torch/op_library.h"
 
 LOOKAHEADKV_LIBRARY(m) {
@@ -53,7 +54,7 @@ LOOKAHEADKV_LIBRARY(m) {
       "Tensor? budgets=None, Tensor? lse=None, float? scale=None, Tensor? k_scale=None, "
       "int pool_kernel=7, int num_sink=0, int num_recent=0, bool keep_observation=False, "
       "str head_reduction=\"none\") -> (Tensor, Tensor, Tensor)");
-  // The same into tensors of the caller's.
+  // The same, written to caller-provided tensors.
   m.def(
       "paged_score_and_select_out(Tensor query, Tensor key_cache, Tensor block_table, "
       "Tensor cu_seqlens_q, Tensor seq_lens, int num_rows, int max_budget, *, "

@@ -22,6 +22,8 @@ struct KeyScale {
   int64_t stride_slot = 0;
   int64_t stride_h = 0;
 
+  // Whether entries of one head may have different scales.
+  bool per_entry() const { return stride_block != 0 || stride_slot != 0; }
   float at(int64_t block, int64_t slot, int64_t h) const {
     return data[block * stride_block + slot * stride_slot + h * stride_h];
   }
@@ -65,6 +67,22 @@ struct BlockTable {
   const int32_t* row(int64_t r) const { return blocks + r * max_blocks; }
 };
 
+// One call that scores the keys of a paged cache.
+struct PagedProblem {
+  PagedBatch batch;
+  PagedView cache;
+  BlockTable table;
+  TensorView query;  // [T, Hq, D]: stride_s from one packed query to the next, stride_b unused
+  int64_t num_queries = 0;   // T
+  int64_t num_heads = 0;     // Hq
+  int64_t num_kv_heads = 0;  // Hkv, divides Hq
+  int64_t head_dim = 0;      // D
+  double scale = 1.0;
+  const float* lse = nullptr;  // [T, Hq] natural log; null: it is computed
+  int64_t lse_stride_row = 0;
+  int64_t lse_stride_h = 0;
+};
+
 enum class HeadReduction : int { kNone = 0, kMean = 1, kMax = 2 };
 
 // What is kept of each request.
@@ -77,6 +95,10 @@ struct PagedSelection {
   bool keep_observation = false;
   HeadReduction head_reduction = HeadReduction::kNone;
 
+  // Heads of the indices: one choice for each KV head, or one for all.
+  int64_t index_heads(int64_t num_kv_heads) const {
+    return head_reduction == HeadReduction::kNone ? num_kv_heads : 1;
+  }
   int64_t budget_of(int64_t r) const { return budgets ? budgets[r] : max_budget; }
 };
 

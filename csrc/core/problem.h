@@ -51,6 +51,14 @@ struct SelectOptions {
   int64_t append_rows = 0;  // positions N .. N + append_rows - 1 are put behind the kept ones
 };
 
+// What score_and_evict writes, all contiguous; K = min(budget, N) + append_rows.
+struct Eviction {
+  void* key;         // [B, Hkv, K, D]
+  void* value;       // [B, Hkv, K, D]
+  int32_t* indices;  // [B, Hkv, K]
+  float* scores;     // [B, Hkv, N]
+};
+
 // Half-open range of the valid prompt keys of one batch row.
 struct KeyRange {
   int64_t begin;

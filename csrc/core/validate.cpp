@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <initializer_list>
 #include <limits>
 #include <stdexcept>
@@ -24,11 +25,44 @@ std::string sum_string(std::initializer_list<int64_t> terms) {
   return digits;
 }
 
-bool is_float(const std::string& dtype) {
-  return dtype == "float32" || dtype == "float16" || dtype == "bfloat16";
+// The names that Python gives the types, in the order of ElementType.
+constexpr const char* kTypeNames[] = {"float32",     "float16", "bfloat16", "float8_e4m3fn",
+                                      "float8_e5m2", "int8",    "int32"};
+constexpr int kTypes = static_cast<int>(ElementType::kOther);
+static_assert(sizeof(kTypeNames) / sizeof(kTypeNames[0]) == kTypes, "every type has a name");
+
+std::string device_string(const DeviceId& device) {
+  return device.index < 0 ? device.type : device.type + (":" + str(device.index));
 }
 
 }  // namespace
+
+ElementType element_type(const std::string& name) {
+  int at = 0;
+  while (at < kTypes && name != kTypeNames[at]) ++at;
+  return static_cast<ElementType>(at);
+}
+
+DType dtype_of(ElementType type) {
+  switch (type) {
+    case ElementType::kFloat32:
+      return DType::kFloat32;
+    case ElementType::kFloat16:
+      return DType::kFloat16;
+    case ElementType::kBFloat16:
+      return DType::kBFloat16;
+    default:
+      throw std::logic_error("lookaheadkv: a dtype that was not validated");
+  }
+}
+
+std::string TensorInfo::label() const { return item < 0 ? name : name + ("[" + str(item) + "]"); }
+
+std::string TensorInfo::dtype() const {
+  return type == ElementType::kOther ? other : kTypeNames[static_cast<int>(type)];
+}
+
+std::string TensorInfo::typed() const { return dtype() + " " + shape_string(shape); }
 
 std::string shape_string(const std::vector<int64_t>& shape) {
   std::string text = "[";
@@ -38,30 +72,26 @@ std::string shape_string(const std::vector<int64_t>& shape) {
   return text + "]";
 }
 
-DType dtype_from_name(const std::string& name) {
-  if (name == "float16") return DType::kFloat16;
-  if (name == "bfloat16") return DType::kBFloat16;
-  return DType::kFloat32;
-}
-
 void Validator::fail(const std::string& message) const {
-  throw std::invalid_argument("lookaheadkv." + op_ + ": " + message);
+  throw std::invalid_argument(std::string("lookaheadkv.") + op_ + ": " + message);
 }
 
 void Validator::float_dtype(const TensorInfo& tensor) const {
-  if (!is_float(tensor.dtype)) {
-    fail(tensor.name + " must be float32, float16 or bfloat16, got " + tensor.dtype);
+  if (tensor.type != ElementType::kFloat32 && tensor.type != ElementType::kFloat16 &&
+      tensor.type != ElementType::kBFloat16) {
+    fail(tensor.label() + " must be float32, float16 or bfloat16, got " + tensor.dtype());
   }
 }
 
 void Validator::aligned(const TensorInfo& tensor) const {
-  if (!tensor.aligned) fail(tensor.name + " must be aligned to its element size");
+  if (!tensor.aligned) fail(tensor.label() + " must be aligned to its element size");
 }
 
-void Validator::same_device(const TensorInfo& tensor, const std::string& owner,
-                            const std::string& device) const {
-  if (tensor.device != device) {
-    fail(tensor.name + " must be on " + owner + "'s device " + device + ", got " + tensor.device);
+void Validator::same_device(const TensorInfo& tensor, const TensorInfo& owner) const {
+  const DeviceId &device = tensor.device, &wanted = owner.device;
+  if (device.index != wanted.index || std::strcmp(device.type, wanted.type) != 0) {
+    fail(tensor.label() + " must be on " + owner.label() + "'s device " + device_string(wanted) +
+         ", got " + device_string(device));
   }
 }
 
@@ -72,17 +102,17 @@ void Validator::head_dim(int64_t head_dim) const {
 }
 
 // Positions travel as int32.
-void Validator::positions(const std::string& name, const std::string& letter, int64_t count) const {
+void Validator::positions(const char* name, const char* letter, int64_t count) const {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   if (count > kMost) {
-    fail(name + " must have at most " + str(kMost) + " positions, got " + letter + "=" +
-         str(count));
+    fail(std::string(name) + " must have at most " + str(kMost) + " positions, got " + letter +
+         "=" + str(count));
   }
 }
 
 void Validator::last_dim_contiguous(const TensorInfo& tensor) const {
   if (tensor.strides.back() != 1) {
-    fail(tensor.name + " must be contiguous in its last dimension, got stride " +
+    fail(tensor.label() + " must be contiguous in its last dimension, got stride " +
          str(tensor.strides.back()));
   }
   aligned(tensor);
@@ -97,18 +127,18 @@ void Validator::same_shape(const TensorInfo& key, const TensorInfo& value) const
 
 // The checks of a 4-D tensor against the one that comes first in the argument list.
 void Validator::cache_tensor(const TensorInfo& tensor, const TensorInfo& reference) const {
-  if (tensor.dtype != reference.dtype) {
-    fail(tensor.name + " must have " + reference.name + "'s dtype " + reference.dtype + ", got " +
-         tensor.dtype);
+  if (tensor.type != reference.type) {
+    fail(tensor.label() + " must have " + reference.label() + "'s dtype " + reference.dtype() +
+         ", got " + tensor.dtype());
   }
-  same_device(tensor, reference.name, reference.device);
+  same_device(tensor, reference);
 }
 
 void Validator::attention_inputs(const TensorInfo& query, const TensorInfo& key,
                                  const TensorInfo* value) const {
   for (const TensorInfo* tensor : {&query, &key, value}) {
     if (tensor && tensor->shape.size() != 4) {
-      fail(tensor->name + " must have 4 dimensions [B, H, S, D], got shape " +
+      fail(tensor->label() + " must have 4 dimensions [B, H, S, D], got shape " +
            shape_string(tensor->shape));
     }
   }
@@ -158,7 +188,7 @@ void Validator::gather_inputs(const TensorInfo& key, const TensorInfo& value,
                               const TensorInfo& indices) const {
   for (const TensorInfo* tensor : {&key, &value}) {
     if (tensor->shape.size() != 4) {
-      fail(tensor->name + " must have 4 dimensions [B, H, S, D], got shape " +
+      fail(tensor->label() + " must have 4 dimensions [B, H, S, D], got shape " +
            shape_string(tensor->shape));
     }
   }
@@ -168,41 +198,44 @@ void Validator::gather_inputs(const TensorInfo& key, const TensorInfo& value,
   same_shape(key, value);
   last_dim_contiguous(key);
   last_dim_contiguous(value);
-  if (indices.dtype != "int32" || indices.shape.size() != 3 || indices.shape[0] != key.shape[0] ||
-      indices.shape[1] != key.shape[1]) {
+  if (indices.type != ElementType::kInt32 || indices.shape.size() != 3 ||
+      indices.shape[0] != key.shape[0] || indices.shape[1] != key.shape[1]) {
     fail("indices must be an int32 tensor of shape [B, Hkv, K] = [" + str(key.shape[0]) + ", " +
-         str(key.shape[1]) + ", *], got " + indices.dtype + " " + shape_string(indices.shape));
+         str(key.shape[1]) + ", *], got " + indices.typed());
   }
-  same_device(indices, "key", key.device);
+  same_device(indices, key);
   aligned(indices);
 }
 
 void Validator::scores_input(const TensorInfo& scores) const {
-  if (scores.dtype != "float32" || scores.shape.size() != 3) {
-    fail("scores must be a float32 tensor of shape [B, Hkv, N], got " + scores.dtype + " " +
-         shape_string(scores.shape));
+  if (scores.type != ElementType::kFloat32 || scores.shape.size() != 3) {
+    fail("scores must be a float32 tensor of shape [B, Hkv, N], got " + scores.typed());
   }
   positions("scores", "N", scores.shape[2]);
   aligned(scores);
 }
 
 void Validator::float_tensor(const TensorInfo& tensor, const std::vector<int64_t>& shape,
-                             const std::string& owner, const std::string& device) const {
-  if (tensor.dtype != "float32" || tensor.shape != shape) {
-    fail(tensor.name + " must be a float32 tensor of shape " + shape_string(shape) + ", got " +
-         tensor.dtype + " " + shape_string(tensor.shape));
+                             const TensorInfo& owner) const {
+  if (tensor.type != ElementType::kFloat32 || tensor.shape != shape) {
+    fail(tensor.label() + " must be a float32 tensor of shape " + shape_string(shape) + ", got " +
+         tensor.typed());
   }
-  same_device(tensor, owner, device);
+  same_device(tensor, owner);
   aligned(tensor);
 }
 
-void Validator::lengths(const TensorInfo& tensor, int64_t batch, const std::string& owner,
-                        const std::string& device) const {
-  if (tensor.dtype != "int32" || tensor.shape != std::vector<int64_t>{batch}) {
-    fail(tensor.name + " must be an int32 tensor of shape [" + str(batch) + "], got " +
-         tensor.dtype + " " + shape_string(tensor.shape));
+void Validator::lengths(const TensorInfo& tensor, int64_t batch, const TensorInfo& owner) const {
+  int32_tensor(tensor, {batch}, owner);
+}
+
+void Validator::int32_tensor(const TensorInfo& tensor, const std::vector<int64_t>& shape,
+                             const TensorInfo& owner) const {
+  if (tensor.type != ElementType::kInt32 || tensor.shape != shape) {
+    fail(tensor.label() + " must be an int32 tensor of shape " + shape_string(shape) + ", got " +
+         tensor.typed());
   }
-  same_device(tensor, owner, device);
+  same_device(tensor, owner);
   aligned(tensor);
 }
 
@@ -220,7 +253,8 @@ void Validator::scale(const std::optional<double>& scale) const {
 }
 
 void Validator::budget(int64_t budget, int64_t pool_kernel, int64_t num_sink, int64_t num_recent,
-                       std::optional<int64_t> observation_rows, const std::string& name) const {
+                       std::optional<int64_t> observation_rows, const char* name_in) const {
+  const std::string name = name_in;
   if (budget < 1) fail(name + " must be at least 1, got " + str(budget));
   if (pool_kernel < 1 || pool_kernel % 2 == 0) {
     fail("pool_kernel must be odd and positive, got " + str(pool_kernel));

@@ -14,18 +14,46 @@
 
 namespace lookaheadkv {
 
+// The dtypes that the checks tell apart.
+enum class ElementType : int {
+  kFloat32,
+  kFloat16,
+  kBFloat16,
+  kFloat8E4M3,
+  kFloat8E5M2,
+  kInt8,
+  kInt32,
+  kOther
+};
+
+// The type that has this name in Python; kOther for a name that is not in the table.
+ElementType element_type(const std::string& name);
+// For a type that passed validation. Throws std::logic_error for one that no kernel computes with.
+DType dtype_of(ElementType type);
+
+struct DeviceId {
+  const char* type = "cpu";
+  int64_t index = -1;  // negative: there is only one such device
+};
+
 struct TensorInfo {
-  std::string name;    // of the argument
-  std::string dtype;   // "float32", "bfloat16", "int32", ...
-  std::string device;  // "cpu", "cuda:0"
+  const char* name;   // of the argument
+  int64_t item = -1;  // in an argument that is a list: the place in it
+  ElementType type = ElementType::kOther;
+  std::string other;  // for kOther: the name of the dtype
+  DeviceId device;
   std::vector<int64_t> shape;
   std::vector<int64_t> strides;  // in elements
   bool aligned = true;           // to its element size
+
+  std::string label() const;  // "query", "caches[3]"
+  std::string dtype() const;  // "float32"
+  std::string typed() const;  // "float32 [2, 3]"
 };
 
 class Validator {
  public:
-  explicit Validator(std::string op) : op_(std::move(op)) {}
+  explicit Validator(const char* op) : op_(op) {}
 
   // query [B, Hq, L, D], key [B, Hkv, N + L, D] and, if given, value like key.
   void attention_inputs(const TensorInfo& query, const TensorInfo& key,
@@ -38,15 +66,14 @@ class Validator {
                      const TensorInfo& indices) const;
   // scores [B, Hkv, N] float32.
   void scores_input(const TensorInfo& scores) const;
-  // A float32 tensor of exactly this shape, on `device`.
+  // A float32 tensor of exactly this shape, on the device of `owner`.
   void float_tensor(const TensorInfo& tensor, const std::vector<int64_t>& shape,
-                    const std::string& owner, const std::string& device) const;
-  // leftpad_k or seqused_k: int32 [B], on `device`.
-  void lengths(const TensorInfo& tensor, int64_t batch, const std::string& owner,
-               const std::string& device) const;
+                    const TensorInfo& owner) const;
+  // leftpad_k or seqused_k: int32 [B], on the device of `owner`.
+  void lengths(const TensorInfo& tensor, int64_t batch, const TensorInfo& owner) const;
   void scale(const std::optional<double>& scale) const;
   void budget(int64_t budget, int64_t pool_kernel, int64_t num_sink, int64_t num_recent,
-              std::optional<int64_t> observation_rows, const std::string& name = "budget") const;
+              std::optional<int64_t> observation_rows, const char* name = "budget") const;
 
   // Values, for data this process can read.
   void length_values(const int32_t* leftpad_k, const int32_t* seqused_k, int64_t batch,
@@ -58,23 +85,21 @@ class Validator {
   [[noreturn]] void fail(const std::string& message) const;
   void float_dtype(const TensorInfo& tensor) const;
   void aligned(const TensorInfo& tensor) const;
-  void same_device(const TensorInfo& tensor, const std::string& owner,
-                   const std::string& device) const;
+  void same_device(const TensorInfo& tensor, const TensorInfo& owner) const;
+  void int32_tensor(const TensorInfo& tensor, const std::vector<int64_t>& shape,
+                    const TensorInfo& owner) const;
   void head_dim(int64_t head_dim) const;
   void last_dim_contiguous(const TensorInfo& tensor) const;
 
  private:
   void cache_tensor(const TensorInfo& tensor, const TensorInfo& reference) const;
   void same_shape(const TensorInfo& key, const TensorInfo& value) const;
-  void positions(const std::string& name, const std::string& letter, int64_t count) const;
+  void positions(const char* name, const char* letter, int64_t count) const;
 
-  std::string op_;
+  const char* op_;
 };
 
 // "[2, 3]"
 std::string shape_string(const std::vector<int64_t>& shape);
-
-// For a dtype that passed validation.
-DType dtype_from_name(const std::string& name);
 
 }  // namespace lookaheadkv

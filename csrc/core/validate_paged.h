@@ -24,15 +24,14 @@ class PagedValidator : public Validator {
   // scores [R, Hkv, max_seq_len] float32, and the lengths.
   void paged_scores(const TensorInfo& scores, const TensorInfo& cu_seqlens_q,
                     const TensorInfo& seq_lens, int64_t num_rows) const;
-  // What every op that selects takes.
-  void selection(int64_t num_rows, int64_t max_budget, const std::optional<TensorInfo>& budgets,
-                 int64_t pool_kernel, int64_t num_sink, int64_t num_recent, bool keep_observation,
-                 const std::string& head_reduction, int64_t num_requests, const std::string& owner,
-                 const std::string& device) const;
+  // What every op that selects takes; `head_reduction` is the name of the selection's.
+  void selection(const PagedSelection& selection, const std::string& head_reduction,
+                 const std::optional<TensorInfo>& budgets, const PagedBatch& batch,
+                 const TensorInfo& owner) const;
   // The tensors that paged_score_and_select_out writes.
   void outputs(const TensorInfo& indices, const TensorInfo& kept_lens, const TensorInfo& scores,
-               int64_t num_requests, int64_t num_kv_heads, int64_t max_budget,
-               const std::string& head_reduction, const std::string& device) const;
+               int64_t num_requests, int64_t num_kv_heads, const PagedSelection& selection,
+               const TensorInfo& owner) const;
   // compact_kv_cache: caches each [num_blocks, page_size, Hkv, *].
   void compaction(const std::vector<TensorInfo>& caches, const TensorInfo& indices,
                   const TensorInfo& kept_lens, const TensorInfo& src_block_table,
@@ -52,21 +51,19 @@ class PagedValidator : public Validator {
   void cache_inputs(const TensorInfo& query, const TensorInfo& key_cache) const;
   void compacted_cache(const TensorInfo& cache, const TensorInfo& first) const;
   void batch_inputs(const TensorInfo& cu_seqlens_q, const TensorInfo& seq_lens, int64_t num_rows,
-                    int64_t num_requests, const std::string& owner,
-                    const std::string& device) const;
+                    int64_t num_requests, const TensorInfo& owner) const;
   void block_table(const TensorInfo& table, std::optional<int64_t> num_requests,
-                   const std::string& owner, const std::string& device) const;
-  void int32_tensor(const TensorInfo& tensor, const std::vector<int64_t>& shape,
-                    const std::string& owner, const std::string& device) const;
+                   const TensorInfo& owner) const;
   void max_seq_len(int64_t max_seq_len) const;
-  void key_scale(const TensorInfo& k_scale, const TensorInfo& key_cache) const;
+  void key_scale(const TensorInfo& k_scale, const TensorInfo& key_cache,
+                 const TensorInfo& query) const;
   void moved_values(const Compaction& compaction, int64_t layer, int64_t r) const;
 };
 
-// "float8_e4m3fn", "float8_e5m2", "int8"; kNone for every other dtype.
-Quantised quantised_from_name(const std::string& name);
+// kNone for a type that is not quantised.
+Quantised quantised_of(ElementType type);
 
-// For a name that passed validation.
+// kNone for a name that is not in the table, which validation refuses.
 HeadReduction head_reduction_from_name(const std::string& name);
 
 }  // namespace lookaheadkv

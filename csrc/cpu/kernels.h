@@ -31,8 +31,8 @@ class Tasks {
 };
 
 // Runs body on one or more threads, all taking from one Tasks until it is empty, and returns when
-// all are done: a thread that the system holds up leaves its share to the others. A further thread
-// is woken for every `grain` tasks at most: waiting for one costs more than a small copy. An
+// all are done: if the system preempts a thread, the others take over its remaining tasks. At most
+// one further thread is woken per `grain` tasks: waiting for one costs more than a small copy. An
 // exception thrown by a body reaches the caller, at least its text.
 class Executor {
  public:
@@ -93,23 +93,10 @@ void gather_kv(int64_t batch, int64_t num_kv_heads, int64_t head_dim, const Tens
 
 // --- paged caches (paged_scores.cpp, paged_select.cpp, compact.cpp)
 
-// The packed queries [T, Hq, D] of one call (stride_b is not used) and, if given, their lse
-// [T, Hq] with its strides.
-struct PackedRows {
-  TensorView query;
-  int64_t num_heads = 0;
-  int64_t head_dim = 0;
-  double scale = 1.0;
-  const float* lse = nullptr;
-  int64_t lse_stride_row = 0;
-  int64_t lse_stride_h = 0;
-};
-
 // scores [R, Hkv, max_seq_len], all of them written: those of column_scores() for each request, bit
 // by bit, 0 elsewhere. With `selection` only requests that it evicts from are scored.
-void paged_column_scores(const PagedBatch& batch, const PackedRows& rows, const PagedView& key,
-                         int64_t num_kv_heads, const BlockTable& table,
-                         const PagedSelection* selection, float* scores, const Executor& executor);
+void paged_column_scores(const PagedProblem& paged, const PagedSelection* selection, float* scores,
+                         const Executor& executor);
 
 // scores [R, Hkv, max_seq_len] contiguous -> indices [R, Hkv or 1, max_budget], kept_lens [R].
 void paged_select(const PagedBatch& batch, int64_t num_kv_heads, const float* scores,

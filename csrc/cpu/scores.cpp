@@ -166,15 +166,15 @@ void attention_and_scores(const Problem& problem, const TensorView& query, const
                               executor);
   const int64_t heads = queries.heads();
   const int64_t bytes = query.dtype == DType::kFloat32 ? 4 : 2;
-  const TileCachePlan plan =
-      plan_tile_cache(heads, problem.num_prompt, queries.padded_rows(), bytes,
-                      with_output ? kWantedOutputTasks : kWantedTasks, tile_cache_bytes);
-  const TileCache cache(plan, queries.padded_rows(), bytes);
-  const AttentionSweep sweep(problem, query, key, value, queries, plan.chunk, out, lse, isa,
+  const TileRounds rounds =
+      tile_rounds(heads, problem.num_prompt, queries.padded_rows(), bytes,
+                  with_output ? kWantedOutputTasks : kWantedTasks, tile_cache_bytes);
+  const TileCache cache(rounds, queries.padded_rows(), bytes);
+  const AttentionSweep sweep(problem, query, key, value, queries, rounds.chunk, out, lse, isa,
                              executor);
-  const ScoreSweep sum(problem, query, key, queries, plan.chunk, lse, scores, isa, executor);
-  for (int64_t head = 0; head < heads; head += plan.heads_per_round) {
-    const int64_t end = std::min(head + plan.heads_per_round, heads);
+  const ScoreSweep sum(problem, query, key, queries, rounds.chunk, lse, scores, isa, executor);
+  for (int64_t head = 0; head < heads; head += rounds.heads_per_round) {
+    const int64_t end = std::min(head + rounds.heads_per_round, heads);
     sweep.run(head, end, &cache);
     sum.run(head, end, &cache);
   }

@@ -17,16 +17,16 @@ constexpr int64_t tile_bytes(int64_t padded_rows, int64_t element_size) {
   return padded_rows * (4 + kKeyTile * element_size);
 }
 
-// How a call is cut so that its tiles fit.
-struct TileCachePlan {
+// How a call is cut into rounds whose tiles fit the cache.
+struct TileRounds {
   int64_t heads_per_round;  // KV heads swept together
   int64_t chunk;            // prompt keys per task
   int64_t chunks;           // per head
   int64_t cached_chunks;    // of them, those whose tiles are kept
 };
 
-constexpr TileCachePlan plan_tile_cache(int64_t heads, int64_t num_prompt, int64_t padded_rows,
-                                        int64_t element_size, int64_t wanted_tasks, int64_t bytes) {
+constexpr TileRounds tile_rounds(int64_t heads, int64_t num_prompt, int64_t padded_rows,
+                                 int64_t element_size, int64_t wanted_tasks, int64_t bytes) {
   const int64_t tile = tile_bytes(padded_rows, element_size);
   const int64_t tiles = std::max<int64_t>(1, (num_prompt + kKeyTile - 1) / kKeyTile);
   heads = std::max<int64_t>(1, heads);
@@ -44,10 +44,10 @@ constexpr TileCachePlan plan_tile_cache(int64_t heads, int64_t num_prompt, int64
 class TileCache {
  public:
   // fp32 inputs keep fp32 probabilities, 16-bit inputs compressed ones (compressed_probability.h).
-  TileCache(const TileCachePlan& plan, int64_t padded_rows, int64_t element_size)
-      : heads_(plan.heads_per_round),
-        chunks_(plan.cached_chunks),
-        tiles_(plan.chunk / kKeyTile),
+  TileCache(const TileRounds& rounds, int64_t padded_rows, int64_t element_size)
+      : heads_(rounds.heads_per_round),
+        chunks_(rounds.cached_chunks),
+        tiles_(rounds.chunk / kKeyTile),
         padded_rows_(padded_rows),
         element_size_(element_size),
         data_(heads_ * chunks_ * tiles_ * tile_bytes(padded_rows, element_size)) {}

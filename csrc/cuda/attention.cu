@@ -18,8 +18,8 @@ namespace {
 constexpr int kCombineThreads = 128;
 constexpr int64_t kMinTiles = 4;
 
-// out [rows, D] (if there are parts of it) and lse [rows]; one warp a row. Rows of part s of a unit
-// begin at (unit * splits + s) * folded.
+// out [rows, D] (if there are parts of it) and lse [rows]; one warp per row. Rows of part s of a
+// unit begin at (unit * splits + s) * folded.
 template <class T>
 __global__ void __launch_bounds__(kCombineThreads)
     combine_kernel(const AttentionParams params, const int64_t rows) {
@@ -65,15 +65,15 @@ __global__ void __launch_bounds__(kCombineThreads)
   }
 }
 
-// How one dtype and head dimension is cut, and its kernel.
-struct Plan {
-  void (*kernel)(AttentionParams);
+// The kernel for one dtype and head dimension, and the rows and keys of one of its tiles.
+struct AttentionKernel {
+  void (*run)(AttentionParams);
   int threads, shared, rows, keys;
-  int resident;  // blocks a multiprocessor holds, about
+  int resident;  // blocks that share a multiprocessor, about
 };
 
 template <bool kWithValue, class Source>
-Plan plan_of(DType dtype, int64_t head_dim) {
+AttentionKernel kernel_for(DType dtype, int64_t head_dim) {
   if (dtype == DType::kFloat32) {
     const int tiles = kWithValue ? 3 : 2;
     return {attention_fma_kernel<kWithValue, Source>,
@@ -83,17 +83,17 @@ Plan plan_of(DType dtype, int64_t head_dim) {
             kFmaRows,
             2};
   }
-  Plan plan = {};
+  AttentionKernel kernel = {};
   with_matrix_type(dtype, head_dim, [&](auto type, auto dim) {
     using Tile = AttentionTile<dim(), kWithValue>;
-    plan = {attention_mma_kernel<decltype(type), dim(), kWithValue, Source>,
-            Tile::kThreads,
-            Tile::kSharedBytes,
-            Tile::kRows,
-            Tile::kKeys,
-            Tile::kResident};
+    kernel = {attention_mma_kernel<decltype(type), dim(), kWithValue, Source>,
+              Tile::kThreads,
+              Tile::kSharedBytes + (Source::kWeighted ? Tile::kStages * Tile::kWeightBytes : 0),
+              Tile::kRows,
+              Tile::kKeys,
+              Tile::kResident};
   });
-  return plan;
+  return kernel;
 }
 
 }  // namespace
@@ -103,19 +103,20 @@ int multiprocessors_of_current_device() { return multiprocessors(); }
 RowLse attention(const Problem& problem, const TensorView& query, const TensorView& key,
                  const TensorView& value, void* out, float* lse, Workspace& workspace,
                  const Device& device) {
-  const Plan plan = out != nullptr ? plan_of<true, InTensor>(query.dtype, problem.head_dim)
-                                   : plan_of<false, InTensor>(query.dtype, problem.head_dim);
+  const AttentionKernel kernel = out != nullptr
+                                     ? kernel_for<true, InTensor>(query.dtype, problem.head_dim)
+                                     : kernel_for<false, InTensor>(query.dtype, problem.head_dim);
   AttentionParams params = {};
   params.problem = device_problem(problem, query, key, value);
   const int64_t units = problem.batch * problem.num_kv_heads;
   const int64_t folded = problem.group() * problem.num_rows;
-  params.row_tiles = static_cast<int32_t>(ceil_div(folded, plan.rows));
+  params.row_tiles = static_cast<int32_t>(ceil_div(folded, kernel.rows));
   // Over no prompt, row tiles see from few keys to all, the longest first: where there are more of
   // them than run at once, the short ones fill the end without splits.
   const int64_t most_waves = problem.num_prompt == 0 ? 1 : kMostWaves;
   const Splits splits =
-      split_keys(units * params.row_tiles, ceil_div(problem.num_keys(), plan.keys),
-                 int64_t{plan.resident} * device.num_sms, kMinTiles, most_waves);
+      split_keys(units * params.row_tiles, ceil_div(problem.num_keys(), kernel.keys),
+                 int64_t{kernel.resident} * device.num_sms, kMinTiles, most_waves);
   params.num_splits = splits.count;
   params.tiles_per_split = splits.tiles;
   params.out = out;
@@ -127,7 +128,7 @@ RowLse attention(const Problem& problem, const TensorView& query, const TensorVi
   }
   if (workspace.counting()) return {};
   const auto stream = static_cast<Stream>(device.stream);
-  launch(plan.kernel, units * splits.count * params.row_tiles, plan.threads, plan.shared, stream,
+  launch(kernel.run, units * splits.count * params.row_tiles, kernel.threads, kernel.shared, stream,
          false, params);
   if (combine) {
     with_dtype(query.dtype, [&](auto type) {
@@ -149,21 +150,26 @@ RowLse prefill_attention(const Problem& problem, const TensorView& query, const 
   return {lse + problem.num_prompt, all.num_rows, nullptr, 0};
 }
 
-RowLse paged_attention(const PagedCall& call, Workspace& workspace, const Device& device) {
-  const DeviceProblem problem = device_problem(call);
-  const Plan plan = plan_of<false, InPages>(call.query.dtype, problem.head_dim);
+RowLse paged_attention(const PagedProblem& problem, const BatchPlan& plan, Workspace& workspace,
+                       const Device& device) {
+  const AttentionKernel kernel =
+      problem.cache.scale.per_entry()
+          ? kernel_for<false, InWeightedPages>(problem.query.dtype, problem.head_dim)
+          : kernel_for<false, InPages>(problem.query.dtype, problem.head_dim);
+  const int64_t units = problem.batch.num_requests * problem.num_kv_heads;
   AttentionParams params = {};
-  params.problem = problem;
-  params.pages = device_pages(call);
-  params.row_tiles = static_cast<int32_t>(ceil_div(problem.folded, plan.rows));
+  params.problem = device_problem(problem);
+  params.pages = device_pages(problem, plan);
+  const int64_t folded = params.problem.folded;
+  params.row_tiles = static_cast<int32_t>(ceil_div(folded, kernel.rows));
   // As many splits as if every request were as long as there is room for; each cuts its own keys.
   const Splits splits =
-      split_keys(call.units() * params.row_tiles, ceil_div(call.batch.max_seq_len, plan.keys),
-                 int64_t{plan.resident} * device.num_sms, kMinTiles);
+      split_keys(units * params.row_tiles, ceil_div(problem.batch.max_seq_len, kernel.keys),
+                 int64_t{kernel.resident} * device.num_sms, kMinTiles);
   params.num_splits = splits.count;
-  params.lse_parts = workspace.take<float>(call.units() * splits.count * problem.folded);
+  params.lse_parts = workspace.take<float>(units * splits.count * folded);
   if (workspace.counting()) return {};
-  launch(plan.kernel, call.units() * splits.count * params.row_tiles, plan.threads, plan.shared,
+  launch(kernel.run, units * splits.count * params.row_tiles, kernel.threads, kernel.shared,
          static_cast<Stream>(device.stream), true, params);
   return {nullptr, 0, params.lse_parts, splits.count};
 }

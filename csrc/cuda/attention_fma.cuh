@@ -48,6 +48,11 @@ __global__ void __launch_bounds__(kFmaThreads) attention_fma_kernel(const Attent
     sync_threads();
     float logits[kFmaWarpRows];
     multiply_rows(logits, queries, keys, p.head_dim);
+    if constexpr (Source::kWeighted) {
+      const float weight = head.exists(start + lane) ? key_rows.weight(start + lane) : 1.0f;
+#pragma unroll
+      for (int r = 0; r < kFmaWarpRows; ++r) logits[r] *= weight;
+    }
 #pragma unroll
     for (int r = 0; r < kFmaWarpRows; ++r) {
       const bool seen = head.sees(start + lane, head.limit(warp_row + r));

@@ -25,6 +25,7 @@ struct AttentionTile {
   static constexpr int kTileBytes = TileShape<D>::bytes(kKeys);
   static constexpr int kStageBytes = kTileBytes * (kWithValue ? 2 : 1);
   static constexpr int kSharedBytes = kStages * kStageBytes + (kQueryShared ? kRows * D * 2 : 0);
+  static constexpr int kWeightBytes = kKeys * 4;  // of a tile whose keys have scales of their own
 };
 
 // The query fragments of one warp's 16 rows, in registers.
@@ -75,6 +76,7 @@ __global__ void __launch_bounds__(AttentionTile<D, kWithValue>::kThreads,
   start_kernel();
   using Tile = AttentionTile<D, kWithValue>;
   constexpr int kKeys = Tile::kKeys, kStages = Tile::kStages, kThreads = Tile::kThreads;
+  constexpr int kStageBytes = Tile::kStageBytes + (Source::kWeighted ? Tile::kWeightBytes : 0);
   typename Source::Problem p =
       Source::template problem<T>(params.problem, params.pages, AttentionBlock::unit_of(params));
   const AttentionBlock block(params, p, Tile::kRows, kKeys);
@@ -91,9 +93,12 @@ __global__ void __launch_bounds__(AttentionTile<D, kWithValue>::kThreads,
 
   const auto load = [&](int i) {
     if (i < tiles.count) {
-      char* const stage = shared + i % kStages * Tile::kStageBytes;
+      char* const stage = shared + i % kStages * kStageBytes;
       const int start = tiles.tile(i) * kKeys;
       load_tile<D, kKeys, kThreads>(stage, head, key_rows, start);
+      if constexpr (Source::kWeighted) {
+        load_weights<kKeys, kThreads>(stage + Tile::kStageBytes, head, key_rows, start);
+      }
       if constexpr (kWithValue) {
         load_tile<D, kKeys, kThreads>(stage + Tile::kTileBytes, head, value_rows, start);
       }
@@ -103,8 +108,7 @@ __global__ void __launch_bounds__(AttentionTile<D, kWithValue>::kThreads,
 #pragma unroll
   for (int i = 0; i < kStages - 1; ++i) load(i);
 
-  const QueryFragments<T, D, Tile::kQueryShared> query(head, low,
-                                                       shared + kStages * Tile::kStageBytes);
+  const QueryFragments<T, D, Tile::kQueryShared> query(head, low, shared + kStages * kStageBytes);
   float out[kWithValue ? D / 8 : 1][4] = {};
   float peak[2] = {-INFINITY, -INFINITY};  // running maxima of the base-2 logits
   float total[2] = {0.0f, 0.0f};           // this lane's part of the sum of exp2(logit - peak)
@@ -114,7 +118,7 @@ __global__ void __launch_bounds__(AttentionTile<D, kWithValue>::kThreads,
     sync_threads();  // tile i is there for all, and nobody reads tile i - 1 any more
     load(i + kStages - 1);
     if (!working) continue;
-    const char* const keys = shared + i % kStages * Tile::kStageBytes;
+    const char* const keys = shared + i % kStages * kStageBytes;
     const int start = tiles.tile(i) * kKeys;
 
     float logits[kKeys / 8][4] = {};
@@ -135,6 +139,15 @@ __global__ void __launch_bounds__(AttentionTile<D, kWithValue>::kThreads,
     for (int n = 0; n < kKeys / 8; ++n) {
 #pragma unroll
       for (int c = 0; c < 4; ++c) logits[n][c] *= p.scale_log2;
+    }
+    if constexpr (Source::kWeighted) {
+      const float* const weights =
+          reinterpret_cast<const float*>(keys + Tile::kStageBytes) + 2 * (lane % 4);
+#pragma unroll
+      for (int n = 0; n < kKeys / 8; ++n) {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) logits[n][c] *= weights[8 * n + c % 2];
+      }
     }
     if (!block.all_see(head, start, start + kKeys)) {
       const int limit[2] = {head.limit(low), head.limit(low + 8)};

@@ -9,46 +9,37 @@
 
 namespace lookaheadkv::cuda {
 
-inline DevicePlan device_plan(const BatchPlan& plan) {
+inline DeviceBatchPlan device_plan(const BatchPlan& plan) {
   return {plan.fields, static_cast<int32_t>(plan.num_requests)};
 }
 
 // As if every request were as long, and had as many rows, as there is room for.
-inline DeviceProblem device_problem(const PagedCall& call) {
+inline DeviceProblem device_problem(const PagedProblem& paged) {
   Problem problem;
-  problem.batch = call.batch.num_requests;
-  problem.num_heads = call.num_heads;
-  problem.num_kv_heads = call.num_kv_heads;
-  problem.num_rows = std::max<int64_t>(1, std::min(call.batch.num_rows, call.batch.max_seq_len));
-  problem.num_prompt = call.batch.max_seq_len;
-  problem.head_dim = call.head_dim;
-  problem.scale = call.scale;
-  return device_problem(problem, call.query, call.query, call.query);
+  problem.batch = paged.batch.num_requests;
+  problem.num_heads = paged.num_heads;
+  problem.num_kv_heads = paged.num_kv_heads;
+  problem.num_rows = std::max<int64_t>(1, std::min(paged.batch.num_rows, paged.batch.max_seq_len));
+  problem.num_prompt = paged.batch.max_seq_len;
+  problem.head_dim = paged.head_dim;
+  problem.scale = paged.scale;
+  return device_problem(problem, paged.query, paged.query, paged.query);
 }
 
-inline DevicePages device_pages(const PagedCall& call) {
-  const PagedView& cache = call.cache;
+inline DevicePages device_pages(const PagedProblem& paged, const BatchPlan& plan) {
+  const PagedView& cache = paged.cache;
   // Of quantised keys eight bytes are read at once.
   const int64_t bytes = cache.quantised == Quantised::kNone ? 16 : 8;
   bool vector = reinterpret_cast<uintptr_t>(cache.data) % static_cast<uintptr_t>(bytes) == 0;
   for (const int64_t stride : {cache.stride_block, cache.stride_slot, cache.stride_h}) {
     vector = vector && stride * cache.bytes_per_element() % bytes == 0;
   }
-  return {static_cast<const char*>(cache.data),
-          cache.stride_block,
-          cache.stride_slot,
-          cache.stride_h,
-          vector,
-          static_cast<int32_t>(cache.quantised),
-          cache.scale.data,
-          cache.scale.stride_block,
-          cache.scale.stride_slot,
-          cache.scale.stride_h,
-          call.table.blocks,
-          call.table.max_blocks,
-          static_cast<int32_t>(cache.num_blocks),
-          static_cast<int32_t>(cache.page_size),
-          device_plan(call.plan)};
+  return {static_cast<const char*>(cache.data), cache.stride_block, cache.stride_slot,
+          cache.stride_h, vector, static_cast<int32_t>(cache.quantised), cache.scale.data,
+          cache.scale.stride_block, cache.scale.stride_slot, cache.scale.stride_h,
+          paged.table.blocks, paged.table.max_blocks, static_cast<int32_t>(cache.num_blocks),
+          // No position reaches past int32: a larger page is one page.
+          static_cast<int32_t>(std::min<int64_t>(cache.page_size, 0x7fffffff)), device_plan(plan)};
 }
 
 }  // namespace lookaheadkv::cuda

@@ -102,14 +102,6 @@ void gather_kv(int64_t batch, int64_t num_kv_heads, int64_t num_keys, int64_t he
 
 // --- all of them (evict.cu)
 
-// What score_and_evict writes, all contiguous; K = min(budget, N) + append_rows.
-struct Eviction {
-  void* key;         // [B, Hkv, K, D]
-  void* value;       // [B, Hkv, K, D]
-  int32_t* indices;  // [B, Hkv, K]
-  float* scores;     // [B, Hkv, N]
-};
-
 // `lse` [B, Hq, L] natural log, or null: it is computed.
 void score_and_evict(const Problem& problem, const TensorView& query, const TensorView& key,
                      const TensorView& value, const float* lse, const SelectOptions& options,

@@ -102,16 +102,16 @@ struct ValueRows : TensorRows<T> {
 
 // --- pages
 
-// Of one request, among the fields that plan_kernel works out.
-struct DevicePlan {
-  const int32_t* fields;  // [kPlanFields, requests]
+// What plan_kernel works out about every request (paged_plan.cu).
+struct DeviceBatchPlan {
+  const int32_t* fields;  // [kRequestFields, requests]
   int32_t requests;
 
   __device__ __forceinline__ int32_t get(int field, int64_t r) const {
     return fields[field * static_cast<int64_t>(requests) + r];
   }
 };
-enum PlanField { kFirstRow, kRows, kPrompt, kCount, kAppended, kPlanFields };
+enum RequestField { kFirstRow, kRows, kPrompt, kCount, kAppended, kRequestFields };
 
 // A paged cache of keys; strides in elements.
 struct DevicePages {
@@ -124,7 +124,7 @@ struct DevicePages {
   const int32_t* table;  // [R, max_blocks]
   int64_t max_blocks;
   int32_t num_blocks, page_size;
-  DevicePlan plan;
+  DeviceBatchPlan plan;
 };
 
 struct Place {
@@ -171,7 +171,12 @@ struct PagedRows {
   __device__ __forceinline__ int64_t offset(const Place& at, int column) const {
     return at.block * pages.stride_block + at.slot * pages.stride_slot + column;
   }
-  // Eight quantised elements of a row; what all keys of a head share is in the logits' scale.
+  // What the logits of key j are multiplied by (InWeightedPages).
+  __device__ __forceinline__ float weight(int j) const {
+    const Place at = place(j);
+    return scale[at.block * pages.scale_block + at.slot * pages.scale_slot];
+  }
+  // Eight quantised elements of a row, without their scale: that is the logits'.
   __device__ __forceinline__ void numbers(float (&to)[8], const Place& at, int column) const {
     const auto* const bytes = reinterpret_cast<const uint8_t*>(rows) + offset(at, column);
     uint32_t words[2] = {};
@@ -182,12 +187,9 @@ struct PagedRows {
 #pragma unroll
       for (int i = 0; i < 8; ++i) words[i / 4] |= static_cast<uint32_t>(bytes[i]) << (8 * (i % 4));
     }
-    const bool each = pages.scale != nullptr && pages.scale_slot != 0;
-    const float weight =
-        each ? scale[at.block * pages.scale_block + at.slot * pages.scale_slot] : 1.0f;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      to[i] = number_of(words[i / 4] >> (8 * (i % 4)) & 0xff, pages.quantised) * weight;
+      to[i] = number_of(words[i / 4] >> (8 * (i % 4)) & 0xff, pages.quantised);
     }
   }
 
@@ -212,10 +214,10 @@ struct PagedRows {
   }
 };
 
-// --- the two kinds, as arguments of templates: what a block makes of the call's problem, and rows
+// --- where keys lie, as arguments of templates: what a block makes of the call's problem, and rows
 
 struct InTensor {
-  static constexpr bool kPaged = false;
+  static constexpr bool kPaged = false, kWeighted = false;
   using Problem = const DeviceProblem&;
 
   template <class T>
@@ -230,7 +232,7 @@ struct InTensor {
 };
 
 struct InPages {
-  static constexpr bool kPaged = true;
+  static constexpr bool kPaged = true, kWeighted = false;
   using Problem = const DeviceProblem;
 
   // The request as a problem of its own, with as many rows and keys as it has. One without rows
@@ -246,14 +248,24 @@ struct InPages {
     own.folded = p.group * rows;
     own.query.data +=
         pages.plan.get(kFirstRow, r) * p.query.stride_s * static_cast<int64_t>(sizeof(T));
-    if (pages.scale != nullptr && pages.scale_slot == 0) {
-      own.scale_log2 *= pages.scale[h * pages.scale_h];
-    }
+    if (pages.scale != nullptr) own.scale_log2 *= pages.scale[h * pages.scale_h];
     return own;
   }
   template <class T>
   __device__ __forceinline__ static PagedRows<T> keys(const Head& head, const DevicePages& pages) {
     return {head, pages};
+  }
+};
+
+// Where every entry of a head has a scale of its own, which multiplies the logits of its key.
+struct InWeightedPages : InPages {
+  static constexpr bool kWeighted = true;
+
+  template <class T>
+  __device__ __forceinline__ static DeviceProblem problem(const DeviceProblem& p, DevicePages pages,
+                                                          int64_t unit) {
+    pages.scale = nullptr;
+    return InPages::problem<T>(p, pages, unit);
   }
 };
 

@@ -12,7 +12,7 @@ namespace lookaheadkv::cuda {
 // --- the lengths, worked out once for all kernels of an op (paged_plan.cu)
 
 struct BatchPlan {
-  const int32_t* fields = nullptr;  // see PlanField in keys.cuh
+  const int32_t* fields = nullptr;  // [kRequestFields, R], see RequestField in keys.cuh
   int64_t num_requests = 0;
 };
 
@@ -29,26 +29,12 @@ BatchPlan plan_batch(const PagedBatch& batch, const PagedSelection& selection,
 
 // --- attention and scores (attention.cu, scores.cu)
 
-struct PagedCall {
-  PagedBatch batch;
-  PagedView cache;
-  BlockTable table;
-  TensorView query;  // [T, Hq, D]: stride_s from a query to the next, stride_b 0
-  int64_t num_heads = 0;
-  int64_t num_kv_heads = 0;
-  int64_t head_dim = 0;
-  double scale = 1.0;
-  int64_t lse_head = 0, lse_row = 0;  // strides of a log-sum-exp [T, Hq] that is given
-  BatchPlan plan;
-
-  int64_t units() const { return batch.num_requests * num_kv_heads; }
-};
-
 // The log-sum-exp of every request's observation rows, in parts.
-RowLse paged_attention(const PagedCall& call, Workspace& workspace, const Device& device);
+RowLse paged_attention(const PagedProblem& problem, const BatchPlan& plan, Workspace& workspace,
+                       const Device& device);
 
-// scores [R, Hkv, max_seq_len] contiguous; `lse` natural log, [T, Hq], or null: it is computed.
-void paged_column_scores(const PagedCall& call, const float* lse, float* scores,
+// scores [R, Hkv, max_seq_len] contiguous.
+void paged_column_scores(const PagedProblem& problem, const BatchPlan& plan, float* scores,
                          Workspace& workspace, const Device& device);
 
 // --- select (paged_select.cu)

@@ -17,7 +17,7 @@ struct PlanParams {
   const int32_t* cu_seqlens_q;  // [R + 1]
   const int32_t* seq_lens;      // [R]
   const int32_t* budgets;       // [R], or null: max_budget
-  int32_t* fields;              // [kPlanFields, R]
+  int32_t* fields;              // [kRequestFields, R]
   int32_t* kept_lens;           // [R], or null
   int32_t requests, num_rows, num_queries, most_keys;
   int32_t max_budget, pinned;
@@ -65,7 +65,7 @@ BatchPlan plan_batch(const PagedBatch& batch, const PagedSelection& selection,
                      const PlanOptions& options, int32_t* kept_lens, Workspace& workspace,
                      const Device& device) {
   PlanParams params = {};
-  params.fields = workspace.take<int32_t>(kPlanFields * batch.num_requests);
+  params.fields = workspace.take<int32_t>(kRequestFields * batch.num_requests);
   params.requests = static_cast<int32_t>(batch.num_requests);
   if (workspace.counting()) return {};
   params.cu_seqlens_q = batch.cu_seqlens_q;

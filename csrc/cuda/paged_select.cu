@@ -1,4 +1,5 @@
-// Room 3 over a paged batch: select.cu with a budget a request, and heads that choose as one.
+// Room 3 over a paged batch: select.cu with one budget per request, optionally with one selection
+// shared by all heads.
 #include <algorithm>
 
 #include "cuda/device_pages.h"
@@ -14,7 +15,7 @@ constexpr int kReduceThreads = 256;
 // scores [R, Hkv, length] -> out [R, 1, length]: the heads' sum, in their order, or the largest of
 // them, where a NaN is passed over if there is a number.
 __global__ void __launch_bounds__(kReduceThreads)
-    reduce_heads_kernel(const float* const scores, float* const out, const DevicePlan plan,
+    reduce_heads_kernel(const float* const scores, float* const out, const DeviceBatchPlan plan,
                         const int heads, const int length, const bool largest) {
   start_kernel();
   const int64_t at = block_index() * kReduceThreads + thread_index();

@@ -12,25 +12,27 @@ namespace {
 
 constexpr int64_t kMinTiles = 2;
 
-struct Plan {
-  void (*kernel)(ScoresParams);
+// The kernel for one dtype and head dimension, and the keys of one of its tiles.
+struct ScoresKernel {
+  void (*run)(ScoresParams);
   int threads, shared, keys;
-  int resident;  // blocks a multiprocessor holds, about
+  int resident;  // blocks that share a multiprocessor, about
 };
 
 template <class Source>
-Plan plan_of(DType dtype, int64_t head_dim) {
+ScoresKernel kernel_for(DType dtype, int64_t head_dim) {
   if (dtype == DType::kFloat32) {
     return {column_scores_fma_kernel<Source>, kFmaThreads, column_scores_fma_shared(head_dim),
             kFmaRows, 3};
   }
-  Plan plan = {};
+  ScoresKernel kernel = {};
   with_matrix_type(dtype, head_dim, [&](auto type, auto dim) {
     using Tile = ScoresTile<dim()>;
-    plan = {column_scores_mma_kernel<decltype(type), dim(), Source>, Tile::kThreads,
-            Tile::kSharedBytes, Tile::kKeys, 2};
+    kernel = {column_scores_mma_kernel<decltype(type), dim(), Source>, Tile::kThreads,
+              Tile::kSharedBytes + (Source::kWeighted ? Tile::kStages * Tile::kWeightBytes : 0),
+              Tile::kKeys, 2};
   });
-  return plan;
+  return kernel;
 }
 
 }  // namespace
@@ -40,9 +42,9 @@ void column_scores(const Problem& problem, const TensorView& query, const Tensor
                    const Cleared& cleared) {
   const int64_t units = problem.batch * problem.num_kv_heads;
   if (problem.num_prompt == 0) return;
-  const Plan plan = plan_of<InTensor>(query.dtype, problem.head_dim);
-  const Splits splits = split_keys(units, ceil_div(problem.num_prompt, plan.keys),
-                                   int64_t{plan.resident} * device.num_sms, kMinTiles);
+  const ScoresKernel kernel = kernel_for<InTensor>(query.dtype, problem.head_dim);
+  const Splits splits = split_keys(units, ceil_div(problem.num_prompt, kernel.keys),
+                                   int64_t{kernel.resident} * device.num_sms, kMinTiles);
   ScoresParams params = {};
   params.problem = device_problem(problem, query, key, key);
   params.num_splits = splits.count;
@@ -56,30 +58,34 @@ void column_scores(const Problem& problem, const TensorView& query, const Tensor
   params.out = scores;
   params.cleared = cleared.words;
   params.num_cleared = cleared.words != nullptr ? cleared.count : 0;
-  launch(plan.kernel, units * splits.count, plan.threads, plan.shared,
+  launch(kernel.run, units * splits.count, kernel.threads, kernel.shared,
          static_cast<Stream>(device.stream), follows, params);
 }
 
-void paged_column_scores(const PagedCall& call, const float* lse, float* scores,
+void paged_column_scores(const PagedProblem& problem, const BatchPlan& plan, float* scores,
                          Workspace& workspace, const Device& device) {
-  if (call.batch.max_seq_len == 0) return;
-  const RowLse parts = lse == nullptr ? paged_attention(call, workspace, device) : RowLse{};
+  if (problem.batch.max_seq_len == 0) return;
+  const RowLse parts =
+      problem.lse == nullptr ? paged_attention(problem, plan, workspace, device) : RowLse{};
   if (workspace.counting()) return;
-  const DeviceProblem problem = device_problem(call);
-  const Plan plan = plan_of<InPages>(call.query.dtype, problem.head_dim);
+  const ScoresKernel kernel =
+      problem.cache.scale.per_entry()
+          ? kernel_for<InWeightedPages>(problem.query.dtype, problem.head_dim)
+          : kernel_for<InPages>(problem.query.dtype, problem.head_dim);
+  const int64_t units = problem.batch.num_requests * problem.num_kv_heads;
   ScoresParams params = {};
-  params.problem = problem;
-  params.pages = device_pages(call);
-  params.num_splits = split_keys(call.units(), ceil_div(call.batch.max_seq_len, plan.keys),
-                                 int64_t{plan.resident} * device.num_sms, kMinTiles)
+  params.problem = device_problem(problem);
+  params.pages = device_pages(problem, plan);
+  params.num_splits = split_keys(units, ceil_div(problem.batch.max_seq_len, kernel.keys),
+                                 int64_t{kernel.resident} * device.num_sms, kMinTiles)
                           .count;
-  params.lse = lse;
-  params.lse_head = call.lse_head;
-  params.lse_row = call.lse_row;
+  params.lse = problem.lse;
+  params.lse_head = problem.lse_stride_h;
+  params.lse_row = problem.lse_stride_row;
   params.lse_parts = parts.parts;
   params.num_parts = parts.num_parts;
   params.out = scores;
-  launch(plan.kernel, call.units() * params.num_splits, plan.threads, plan.shared,
+  launch(kernel.run, units * params.num_splits, kernel.threads, kernel.shared,
          static_cast<Stream>(device.stream), true, params);
 }
 

@@ -49,6 +49,12 @@ __global__ void __launch_bounds__(kFmaThreads) column_scores_fma_kernel(const Sc
       sync_threads();
       float logits[kFmaWarpRows];
       multiply_rows(logits, queries, keys, p.head_dim);
+      if constexpr (Source::kWeighted) {
+        const auto key_rows = Source::template keys<float>(head, params.pages);
+        const float weight = head.exists(start + lane) ? key_rows.weight(start + lane) : 1.0f;
+#pragma unroll
+        for (int i = 0; i < kFmaWarpRows; ++i) logits[i] *= weight;
+      }
 #pragma unroll
       for (int i = 0; i < kFmaWarpRows; ++i) {
         const int row = row_begin + warp * kFmaWarpRows + i;

@@ -22,6 +22,7 @@ struct ScoresTile {
   static constexpr int kStageBytes = TileShape<D>::bytes(kKeys);
   static constexpr int kSumsBytes = kWarps * kKeys * 4;  // of one tile
   static constexpr int kSharedBytes = kStages * kStageBytes + 2 * kSumsBytes + kRows * 4;
+  static constexpr int kWeightBytes = kKeys * 4;  // of a tile whose keys have scales of their own
   // Blocks that share a multiprocessor: what its shared memory holds and, as a lane has all of its
   // rows' Q in registers, those: three would spill where D is 128.
   static constexpr int kFit = kMultiprocessorBytes / (kSharedBytes + 1024);
@@ -53,6 +54,7 @@ __global__ void __launch_bounds__(ScoresTile<D>::kThreads, ScoresTile<D>::kResid
   start_kernel();
   using Tile = ScoresTile<D>;
   constexpr int kKeys = Tile::kKeys, kThreads = Tile::kThreads;
+  constexpr int kStageBytes = Tile::kStageBytes + (Source::kWeighted ? Tile::kWeightBytes : 0);
   typename Source::Problem p =
       Source::template problem<T>(params.problem, params.pages, ScoresBlock::unit_of(params));
   ScoresBlock block(params, p, kKeys);
@@ -65,7 +67,7 @@ __global__ void __launch_bounds__(ScoresTile<D>::kThreads, ScoresTile<D>::kResid
   block.skip_padding(head, kKeys, kThreads, out);
   const int count = block.tile_end - block.tile_begin;
   char* const shared = shared_memory();
-  float* const sums = reinterpret_cast<float*>(shared + Tile::kStages * Tile::kStageBytes);
+  float* const sums = reinterpret_cast<float*>(shared + Tile::kStages * kStageBytes);
   float* const lse2_of_rows = sums + 2 * Tile::kSumsBytes / 4;
   const int lane = thread_index() % 32, warp = thread_index() / 32;
   // Few rows need few warps: the others take a share of the keys.
@@ -82,8 +84,11 @@ __global__ void __launch_bounds__(ScoresTile<D>::kThreads, ScoresTile<D>::kResid
   };
   const auto load = [&](int i) {
     if (i < count) {
-      load_tile<D, kKeys, kThreads>(shared + i % 2 * Tile::kStageBytes, head, key_rows,
-                                    start_of(i));
+      char* const stage = shared + i % 2 * kStageBytes;
+      load_tile<D, kKeys, kThreads>(stage, head, key_rows, start_of(i));
+      if constexpr (Source::kWeighted) {
+        load_weights<kKeys, kThreads>(stage + Tile::kStageBytes, head, key_rows, start_of(i));
+      }
     }
     commit_copies();
   };
@@ -123,7 +128,7 @@ __global__ void __launch_bounds__(ScoresTile<D>::kThreads, ScoresTile<D>::kResid
       sync_threads();  // tile i is there for all; nobody reads tile i - 1, its sums are complete
       load(i + 1);
       if (i > 0) finish(i - 1);
-      const char* const keys = shared + i % 2 * Tile::kStageBytes;
+      const char* const keys = shared + i % 2 * kStageBytes;
       float* const own = sums + (i % 2 * Tile::kWarps + row_warp) * kKeys;
       for (int at = key_warp * Tile::kChunkKeys; at < kKeys; at += key_warps * Tile::kChunkKeys) {
         float logits[2][4][4] = {};
@@ -144,10 +149,15 @@ __global__ void __launch_bounds__(ScoresTile<D>::kThreads, ScoresTile<D>::kResid
 #pragma unroll
         for (int v = 0; v < 8; ++v) {
           const int n = v / 2, c = v % 2;
+          float scale_log2 = p.scale_log2;
+          if constexpr (Source::kWeighted) {
+            const auto* const weights = reinterpret_cast<const float*>(keys + Tile::kStageBytes);
+            scale_log2 *= weights[at + 8 * n + 2 * (lane % 4) + c];
+          }
           float sum = 0.0f;
 #pragma unroll
           for (int r = 0; r < 4; ++r) {
-            sum += exp2_approx(logits[r / 2][n][r % 2 * 2 + c] * p.scale_log2 - lse2[r]);
+            sum += exp2_approx(logits[r / 2][n][r % 2 * 2 + c] * scale_log2 - lse2[r]);
           }
           columns[v] = sum;
         }

@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kSelectThreads)
 
 // One chunk of one row: its kept positions, behind those of the chunks before it.
 __global__ void __launch_bounds__(kSelectThreads, 1)
-    compact_kernel(const SelectParams params, const int64_t rows) {
+    write_kept_kernel(const SelectParams params, const int64_t rows) {
   start_kernel();
   const LongBlock block(params);
   const SelectRow row(params, block.row);
@@ -198,7 +198,7 @@ inline void select_long(const SelectParams& params, int64_t rows, Stream stream,
   launch(digit_histogram_kernel<1>, blocks, kSelectThreads, shared, stream, true, pooled, rows);
   launch(digit_histogram_kernel<2>, blocks, kSelectThreads, shared, stream, true, pooled, rows);
   launch(digit_histogram_kernel<3>, blocks, kSelectThreads, shared, stream, true, pooled, rows);
-  launch(compact_kernel, blocks, kSelectThreads, shared, stream, true, pooled, rows);
+  launch(write_kept_kernel, blocks, kSelectThreads, shared, stream, true, pooled, rows);
 }
 
 constexpr int kWidenThreads = 256;

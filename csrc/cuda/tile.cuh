@@ -58,6 +58,16 @@ __device__ __forceinline__ void load_tile(char* tile, const Head& head, const Ro
   }
 }
 
+// Leaves the scales of keys start .. start + kKeys - 1 behind their tile, for whoever waits for it.
+template <int kKeys, int kThreads, class Rows>
+__device__ __forceinline__ void load_weights(char* to, const Head& head, const Rows& rows,
+                                             int start) {
+  static_assert(kThreads >= kKeys, "one thread per key");
+  const int key = thread_index();
+  if (key >= kKeys) return;
+  reinterpret_cast<float*>(to)[key] = head.exists(start + key) ? rows.weight(start + key) : 1.0f;
+}
+
 // Query rows `low` and `low + 8` of a lane, found once. Past the last row they are the last one:
 // zeros there would make NaN of a key with an infinity that no row makes.
 template <class T>

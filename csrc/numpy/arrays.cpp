@@ -14,11 +14,11 @@ std::string dtype_name(const py::dtype& dtype) {
 
 }  // namespace
 
-TensorInfo describe(const std::string& name, const py::array& array) {
+TensorInfo describe(const char* name, const py::array& array) {
   TensorInfo info;
   info.name = name;
-  info.dtype = dtype_name(array.dtype());
-  info.device = "cpu";
+  info.other = dtype_name(array.dtype());
+  info.type = element_type(info.other);
   info.aligned = array.attr("flags").attr("aligned").cast<bool>();
   // Aligned elements have strides of whole elements, but for dimensions of size 1, which are never
   // stepped along. Elements of size 0 ("V0") fail the checks of the dtype.
@@ -33,7 +33,7 @@ TensorInfo describe(const std::string& name, const py::array& array) {
 TensorView view(const py::array& array) {
   TensorView result;
   result.data = array.data();
-  result.dtype = dtype_from_name(dtype_name(array.dtype()));
+  result.dtype = dtype_of(element_type(dtype_name(array.dtype())));
   result.stride_b = array.strides(0) / array.itemsize();
   result.stride_h = array.strides(1) / array.itemsize();
   result.stride_s = array.strides(2) / array.itemsize();

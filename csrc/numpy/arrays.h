@@ -17,7 +17,7 @@ namespace py = pybind11;
 using OptionalArray = std::optional<py::array>;
 
 // What the checks need to know.
-TensorInfo describe(const std::string& name, const py::array& array);
+TensorInfo describe(const char* name, const py::array& array);
 
 // A [B, H, S, D] array that passed validation.
 TensorView view(const py::array& array);

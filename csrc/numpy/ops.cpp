@@ -11,17 +11,16 @@ namespace lookaheadkv::numpy {
 
 namespace {
 
-const char kDevice[] = "cpu";
-
 py::dtype float32() { return py::dtype::of<float>(); }
 py::dtype int32() { return py::dtype::of<int32_t>(); }
 
 float* floats(py::array& array) { return static_cast<float*>(array.mutable_data()); }
 int32_t* ints(py::array& array) { return static_cast<int32_t*>(array.mutable_data()); }
 
-ThreadExecutor executor(const std::string& op, OptionalThreads num_threads) {
+ThreadExecutor executor(const char* op, OptionalThreads num_threads) {
   if (num_threads && *num_threads < 1) {
-    throw std::invalid_argument("lookaheadkv." + op + ": num_threads must be at least 1, got " +
+    throw std::invalid_argument(std::string("lookaheadkv.") + op +
+                                ": num_threads must be at least 1, got " +
                                 std::to_string(*num_threads));
   }
   return ThreadExecutor(num_threads ? *num_threads : usable_cpus());
@@ -30,12 +29,12 @@ ThreadExecutor executor(const std::string& op, OptionalThreads num_threads) {
 // Checked leftpad_k and seqused_k, as contiguous memory.
 class Lengths {
  public:
-  Lengths(const std::string& op, const OptionalArray& leftpad_k, const OptionalArray& seqused_k,
-          int64_t batch, const std::string& owner)
-      : op_(op), batch_(batch) {
-    const Validator validator(op);
-    if (leftpad_k) validator.lengths(describe("leftpad_k", *leftpad_k), batch, owner, kDevice);
-    if (seqused_k) validator.lengths(describe("seqused_k", *seqused_k), batch, owner, kDevice);
+  // For the batch of `owner`.
+  Lengths(const Validator& validator, const OptionalArray& leftpad_k,
+          const OptionalArray& seqused_k, const TensorInfo& owner)
+      : validator_(validator), batch_(owner.shape[0]) {
+    if (leftpad_k) validator.lengths(describe("leftpad_k", *leftpad_k), batch_, owner);
+    if (seqused_k) validator.lengths(describe("seqused_k", *seqused_k), batch_, owner);
     if (leftpad_k) leftpad_k_ = Contiguous<int32_t>(*leftpad_k);
     if (seqused_k) seqused_k_ = Contiguous<int32_t>(*seqused_k);
   }
@@ -44,11 +43,11 @@ class Lengths {
   void put_into(Problem& problem) const {
     problem.leftpad_k = leftpad_k_ ? leftpad_k_->data() : nullptr;
     problem.seqused_k = seqused_k_ ? seqused_k_->data() : nullptr;
-    Validator(op_).length_values(problem.leftpad_k, problem.seqused_k, batch_, problem.num_prompt);
+    validator_.length_values(problem.leftpad_k, problem.seqused_k, batch_, problem.num_prompt);
   }
 
  private:
-  std::string op_;
+  const Validator& validator_;
   int64_t batch_;
   std::optional<Contiguous<int32_t>> leftpad_k_;
   std::optional<Contiguous<int32_t>> seqused_k_;
@@ -79,11 +78,10 @@ py::array empty_scores(const Problem& problem) {
   return empty(float32(), {problem.batch, problem.num_kv_heads, problem.num_prompt});
 }
 
-void check_lse(const std::string& op, const OptionalArray& lse, const py::array& query) {
-  if (lse) {
-    Validator(op).float_tensor(describe("lse", *lse),
-                               {query.shape(0), query.shape(1), query.shape(2)}, "query", kDevice);
-  }
+void check_lse(const Validator& validator, const OptionalArray& lse, const TensorInfo& query) {
+  if (!lse) return;
+  validator.float_tensor(describe("lse", *lse), {query.shape[0], query.shape[1], query.shape[2]},
+                         query);
 }
 
 // The scores, by the caller's log-sum-exp if there is one.
@@ -134,11 +132,12 @@ KeyValue rows_of(const py::array& key, const py::array& value, const int32_t* in
 Attention lookahead_attention(const py::array& query, const py::array& key, const py::array& value,
                               OptionalScale scale, const OptionalArray& leftpad_k,
                               const OptionalArray& seqused_k, OptionalThreads num_threads) {
-  const std::string op = "lookahead_attention";
+  const char* const op = "lookahead_attention";
   const Validator validator(op);
   const TensorInfo value_info = describe("value", value);
-  validator.attention_inputs(describe("query", query), describe("key", key), &value_info);
-  const Lengths lengths(op, leftpad_k, seqused_k, query.shape(0), "query");
+  const TensorInfo query_info = describe("query", query);
+  validator.attention_inputs(query_info, describe("key", key), &value_info);
+  const Lengths lengths(validator, leftpad_k, seqused_k, query_info);
   Problem problem = problem_of(query, key, scale);
   lengths.put_into(problem);
   validator.scale(scale);
@@ -160,11 +159,12 @@ Attention lookahead_attention(const py::array& query, const py::array& key, cons
 py::array column_scores(const py::array& query, const py::array& key, const OptionalArray& lse,
                         OptionalScale scale, const OptionalArray& leftpad_k,
                         const OptionalArray& seqused_k, OptionalThreads num_threads) {
-  const std::string op = "column_scores";
+  const char* const op = "column_scores";
   const Validator validator(op);
-  validator.attention_inputs(describe("query", query), describe("key", key), nullptr);
-  check_lse(op, lse, query);
-  const Lengths lengths(op, leftpad_k, seqused_k, query.shape(0), "query");
+  const TensorInfo query_info = describe("query", query);
+  validator.attention_inputs(query_info, describe("key", key), nullptr);
+  check_lse(validator, lse, query_info);
+  const Lengths lengths(validator, leftpad_k, seqused_k, query_info);
   Problem problem = problem_of(query, key, scale);
   lengths.put_into(problem);
   validator.scale(scale);
@@ -176,7 +176,7 @@ py::array column_scores(const py::array& query, const py::array& key, const Opti
 Attention prefill_attention(const py::array& query, const py::array& key, const py::array& value,
                             int64_t num_lookahead, OptionalScale scale,
                             OptionalThreads num_threads) {
-  const std::string op = "prefill_attention";
+  const char* const op = "prefill_attention";
   const Validator validator(op);
   validator.prefill_inputs(describe("query", query), describe("key", key), describe("value", value),
                            num_lookahead);
@@ -202,10 +202,11 @@ Attention prefill_attention(const py::array& query, const py::array& key, const 
 py::array select(const py::array& scores, int64_t budget, int64_t pool_kernel, int64_t num_sink,
                  int64_t num_recent, const OptionalArray& leftpad_k, const OptionalArray& seqused_k,
                  OptionalThreads num_threads) {
-  const std::string op = "select";
+  const char* const op = "select";
   const Validator validator(op);
-  validator.scores_input(describe("scores", scores));
-  const Lengths lengths(op, leftpad_k, seqused_k, scores.shape(0), "scores");
+  const TensorInfo scores_info = describe("scores", scores);
+  validator.scores_input(scores_info);
+  const Lengths lengths(validator, leftpad_k, seqused_k, scores_info);
   Problem problem;
   problem.batch = scores.shape(0);
   problem.num_heads = problem.num_kv_heads = scores.shape(1);
@@ -221,7 +222,7 @@ py::array select(const py::array& scores, int64_t budget, int64_t pool_kernel, i
 
 KeyValue gather_kv(const py::array& key, const py::array& value, const py::array& indices,
                    OptionalThreads num_threads) {
-  const std::string op = "gather_kv";
+  const char* const op = "gather_kv";
   const Validator validator(op);
   validator.gather_inputs(describe("key", key), describe("value", value),
                           describe("indices", indices));
@@ -236,12 +237,13 @@ Evicted score_and_evict(const py::array& query, const py::array& key, const py::
                         int64_t pool_kernel, int64_t num_sink, int64_t num_recent,
                         bool keep_observation, const OptionalArray& leftpad_k,
                         const OptionalArray& seqused_k, OptionalThreads num_threads) {
-  const std::string op = "score_and_evict";
+  const char* const op = "score_and_evict";
   const Validator validator(op);
   const TensorInfo value_info = describe("value", value);
-  validator.attention_inputs(describe("query", query), describe("key", key), &value_info);
-  check_lse(op, lse, query);
-  const Lengths lengths(op, leftpad_k, seqused_k, query.shape(0), "query");
+  const TensorInfo query_info = describe("query", query);
+  validator.attention_inputs(query_info, describe("key", key), &value_info);
+  check_lse(validator, lse, query_info);
+  const Lengths lengths(validator, leftpad_k, seqused_k, query_info);
   Problem problem = problem_of(query, key, scale);
   lengths.put_into(problem);
   validator.scale(scale);

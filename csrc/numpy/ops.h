@@ -1,4 +1,4 @@
-// The ops on NumPy arrays: the same checks, kernels, names and defaults as csrc/cpu/ops.cpp.
+// The ops on NumPy arrays: the same checks, kernels, names and defaults as csrc/torch/ops.h.
 #pragma once
 
 #include <tuple>

@@ -11,32 +11,36 @@ namespace lookaheadkv {
 // The validated arguments that the scoring ops share. Holds the contiguous copies it points into.
 struct Call {
   Problem problem;
+  TensorView query, key, value;  // value: key where the op has none
   OptionalTensor lse;
   OptionalTensor leftpad_k;
   OptionalTensor seqused_k;
 
-  Call(const Validator& check, const Tensor& query, const Tensor& key, const Tensor* value,
+  Call(const Validator& check, const Tensor& query_in, const Tensor& key_in, const Tensor* value_in,
        const OptionalTensor& lse_in, std::optional<double> scale, const OptionalTensor& leftpad_in,
        const OptionalTensor& seqused_in) {
-    const TensorInfo q = info("query", query);
-    const TensorInfo k = info("key", key);
+    const TensorInfo q = info("query", query_in);
+    const TensorInfo k = info("key", key_in);
     const std::optional<TensorInfo> v =
-        value ? std::optional<TensorInfo>(info("value", *value)) : std::nullopt;
+        value_in ? std::optional<TensorInfo>(info("value", *value_in)) : std::nullopt;
     check.attention_inputs(q, k, v ? &*v : nullptr);
     const int64_t batch = q.shape[0], num_prompt = k.shape[2] - q.shape[2];
     if (lse_in) {
-      check.float_tensor(info("lse", *lse_in), {batch, q.shape[1], q.shape[2]}, "query", q.device);
+      check.float_tensor(info("lse", *lse_in), {batch, q.shape[1], q.shape[2]}, q);
     }
-    if (leftpad_in) check.lengths(info("leftpad_k", *leftpad_in), batch, "query", q.device);
-    if (seqused_in) check.lengths(info("seqused_k", *seqused_in), batch, "query", q.device);
+    if (leftpad_in) check.lengths(info("leftpad_k", *leftpad_in), batch, q);
+    if (seqused_in) check.lengths(info("seqused_k", *seqused_in), batch, q);
     lse = contiguous(lse_in);
     leftpad_k = contiguous(leftpad_in);
     seqused_k = contiguous(seqused_in);
     // Elsewhere looking at values would wait for the device.
-    if (query.is_cpu()) {
+    if (query_in.is_cpu()) {
       check.length_values(lengths_ptr(leftpad_k), lengths_ptr(seqused_k), batch, num_prompt);
     }
     check.scale(scale);
+    query = view(query_in);
+    key = view(key_in);
+    value = value_in ? view(*value_in) : key;
     problem = {batch,
                q.shape[1],
                k.shape[1],
@@ -47,6 +51,8 @@ struct Call {
                lengths_ptr(leftpad_k),
                lengths_ptr(seqused_k)};
   }
+
+  const float* given_lse() const { return floats_ptr(lse); }
 };
 
 inline Tensor empty_scores(const Problem& p, const Tensor& like) {

@@ -26,8 +26,8 @@ inline PagedView paged_view(const Tensor& key_cache, const Tensor& query,
   const auto strides = key_cache.strides();
   PagedView view;
   view.data = key_cache.const_data_ptr();
-  view.dtype = dtype_from_name(dtype_name(query.scalar_type()));
-  view.quantised = quantised_from_name(dtype_name(key_cache.scalar_type()));
+  view.dtype = dtype_of(element_type(query.scalar_type()));
+  view.quantised = quantised_of(element_type(key_cache.scalar_type()));
   view.num_blocks = key_cache.size(0);
   view.page_size = key_cache.size(1);
   view.stride_block = strides[0];
@@ -51,10 +51,10 @@ inline CacheBytes cache_bytes(const Tensor& cache) {
           strides[2] * size};
 }
 
-inline std::vector<TensorInfo> infos(const std::string& name, const std::vector<Tensor>& tensors) {
+inline std::vector<TensorInfo> infos(const char* name, const std::vector<Tensor>& tensors) {
   std::vector<TensorInfo> result;
   for (size_t i = 0; i < tensors.size(); ++i) {
-    result.push_back(info(name + "[" + std::to_string(i) + "]", tensors[i]));
+    result.push_back(info(name, tensors[i], static_cast<int64_t>(i)));
   }
   return result;
 }

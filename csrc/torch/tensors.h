@@ -21,36 +21,45 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// The name Python gives this dtype.
-inline std::string dtype_name(ScalarType dtype) {
+inline ElementType element_type(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return ElementType::kFloat32;
+    case ScalarType::Half:
+      return ElementType::kFloat16;
+    case ScalarType::BFloat16:
+      return ElementType::kBFloat16;
+    case ScalarType::Float8_e4m3fn:
+      return ElementType::kFloat8E4M3;
+    case ScalarType::Float8_e5m2:
+      return ElementType::kFloat8E5M2;
+    case ScalarType::Char:
+      return ElementType::kInt8;
+    case ScalarType::Int:
+      return ElementType::kInt32;
+    default:
+      return ElementType::kOther;
+  }
+}
+
+// The name that Python gives a dtype which is kOther to the checks.
+inline std::string other_name(ScalarType dtype) {
   switch (dtype) {
     case ScalarType::Byte:
       return "uint8";
-    case ScalarType::Char:
-      return "int8";
     case ScalarType::Short:
       return "int16";
-    case ScalarType::Int:
-      return "int32";
     case ScalarType::Long:
       return "int64";
-    case ScalarType::Half:
-      return "float16";
-    case ScalarType::Float:
-      return "float32";
     case ScalarType::Double:
       return "float64";
     case ScalarType::ComplexFloat:
       return "complex64";
     case ScalarType::ComplexDouble:
       return "complex128";
-    case ScalarType::Bool:
-      return "bool";
-    case ScalarType::BFloat16:
-      return "bfloat16";
     case ScalarType::ComplexHalf:
       return "complex32";
-    default: {  // "UInt16", "Float8_e4m3fn": Python's names in capitals
+    default: {  // "Bool", "UInt16": Python's names in capitals
       std::string name = torch::headeronly::toString(dtype);
       for (char& letter : name) letter = static_cast<char>(std::tolower(letter));
       return name;
@@ -58,33 +67,39 @@ inline std::string dtype_name(ScalarType dtype) {
   }
 }
 
-inline std::string device_name(const Tensor& tensor) {
-  if (tensor.is_cpu()) return "cpu";
-  const std::string type = tensor.is_cuda() ? "cuda" : "device";
-  return type + ":" + std::to_string(tensor.get_device_index());
+inline DeviceId device_id(const Tensor& tensor) {
+  if (tensor.is_cpu()) return {};
+  return {tensor.is_cuda() ? "cuda" : "device", tensor.get_device_index()};
 }
 
-inline TensorInfo info(const std::string& name, const Tensor& tensor) {
+inline TensorInfo info(const char* name, const Tensor& tensor, int64_t item = -1) {
+  const ElementType type = element_type(tensor.scalar_type());
   const auto sizes = tensor.sizes();
   const auto strides = tensor.strides();
   const auto address = reinterpret_cast<uintptr_t>(tensor.data_ptr());
   return {name,
-          dtype_name(tensor.scalar_type()),
-          device_name(tensor),
+          item,
+          type,
+          type == ElementType::kOther ? other_name(tensor.scalar_type()) : std::string(),
+          device_id(tensor),
           {sizes.begin(), sizes.end()},
           {strides.begin(), strides.end()},
           address % tensor.element_size() == 0};
 }
 
-inline std::optional<TensorInfo> info(const std::string& name, const OptionalTensor& tensor) {
+inline std::optional<TensorInfo> info(const char* name, const OptionalTensor& tensor) {
   return tensor ? std::optional<TensorInfo>(info(name, *tensor)) : std::nullopt;
 }
 
 // Of a validated [B, H, S, D] tensor.
 inline TensorView view(const Tensor& tensor) {
   const auto strides = tensor.strides();
-  return {tensor.const_data_ptr(), dtype_from_name(dtype_name(tensor.scalar_type())), strides[0],
+  return {tensor.const_data_ptr(), dtype_of(element_type(tensor.scalar_type())), strides[0],
           strides[1], strides[2]};
+}
+
+inline const float* floats_ptr(const OptionalTensor& floats) {
+  return floats ? floats->const_data_ptr<float>() : nullptr;
 }
 
 inline const int32_t* lengths_ptr(const OptionalTensor& lengths) {

@@ -27,7 +27,7 @@ void use_isa(const std::string& name);
 // check_units.cpp, check_select.cpp, check_shapes.cpp, check_paged.cpp; those that need an
 // instruction set go through all of them, so that what they compare with is computed once.
 void check_splits();
-void check_tile_cache_plan();
+void check_tile_rounds();
 void check_halves();
 void check_vector_ops();
 void check_select();

@@ -106,11 +106,17 @@ struct PagedInputs {
     const int64_t slots = std::max(stride_h * kv_heads, stride_slot * page_size);
     return block * slots + position % page_size * stride_slot + h * stride_h;
   }
-  PagedBatch batch() const {
-    return {requests, num_rows, max_seq_len, starts.data(), lengths.data()};
-  }
-  PackedRows rows() const {
-    return {{query.data(), dtype, 0, dim, heads * dim}, heads, dim, 0.3, nullptr, 0, 0};
+  PagedProblem problem() const {
+    PagedProblem paged;
+    paged.batch = {requests, num_rows, max_seq_len, starts.data(), lengths.data()};
+    paged.cache = view();
+    paged.table = {table.data(), max_blocks};
+    paged.query = {query.data(), dtype, 0, dim, heads * dim};
+    paged.num_heads = heads;
+    paged.num_kv_heads = kv_heads;
+    paged.head_dim = dim;
+    paged.scale = 0.3;
+    return paged;
   }
   PagedView view() const {
     const int64_t stride_block = std::max(stride_h * kv_heads, stride_slot * page_size);
@@ -127,10 +133,8 @@ struct PagedResult {
       : scores(static_cast<size_t>(in.requests * in.kv_heads * in.max_seq_len), NAN),
         indices(static_cast<size_t>(in.requests * in.kv_heads * selection.max_budget), -7),
         kept_lens(static_cast<size_t>(in.requests), -7) {
-    const BlockTable table = {in.table.data(), in.max_blocks};
-    paged_column_scores(in.batch(), in.rows(), in.view(), in.kv_heads, table, nullptr,
-                        scores.data(), executor);
-    paged_select(in.batch(), in.kv_heads, scores.data(), selection, indices.data(),
+    paged_column_scores(in.problem(), nullptr, scores.data(), executor);
+    paged_select(in.problem().batch, in.kv_heads, scores.data(), selection, indices.data(),
                  kept_lens.data(), executor);
   }
 };
@@ -145,7 +149,7 @@ void check_scores(const PagedInputs& in, const std::string& name) {
   check(same_bits(result.scores, threaded.scores) && result.indices == threaded.indices,
         name + " three threads give the same");
   for (int64_t r = 0; r < in.requests; ++r) {
-    const Request request = request_of(in.batch(), r);
+    const Request request = request_of(in.problem().batch, r);
     std::vector<float> expected(static_cast<size_t>(in.kv_heads * in.max_seq_len), 0.0f);
     Problem p;
     p.batch = 1;
@@ -157,7 +161,7 @@ void check_scores(const PagedInputs& in, const std::string& name) {
     p.scale = 0.3;
     p.score_columns = in.max_seq_len;
     if (request.rows > 0) {
-      TensorView query = in.rows().query;
+      TensorView query = in.problem().query;
       query.data = query.row(0, 0, request.first_row);
       const TensorView key = {in.dense[r].data(), in.dtype, 0, in.lengths[r] * in.dim, in.dim};
       std::vector<float> lse(static_cast<size_t>(in.heads * request.rows));

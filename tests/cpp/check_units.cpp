@@ -25,39 +25,38 @@ void check_splits() {
         "queries per block");
 }
 
-void check_tile_cache_plan() {
+void check_tile_rounds() {
   constexpr int64_t kRows = 128;
   for (const int64_t heads : {0, 1, 8, 64, 256}) {
     for (const int64_t n : {0, 100, 4096, 32768, 131072}) {
       for (const int64_t element_size : {2, 4}) {
         for (const int64_t wanted : {kWantedTasks, kWantedOutputTasks}) {
           for (const int64_t bytes : {int64_t{0}, int64_t{1} << 20, kTileCacheBytes}) {
-            const TileCachePlan plan =
-                plan_tile_cache(heads, n, kRows, element_size, wanted, bytes);
+            const TileRounds rounds = tile_rounds(heads, n, kRows, element_size, wanted, bytes);
             const std::string name =
-                "tile cache plan heads=" + std::to_string(heads) + " N=" + std::to_string(n) +
+                "tile rounds heads=" + std::to_string(heads) + " N=" + std::to_string(n) +
                 " element_size=" + std::to_string(element_size) +
                 " wanted=" + std::to_string(wanted) + " bytes=" + std::to_string(bytes) + ": ";
-            const int64_t round = plan.heads_per_round;
+            const int64_t round = rounds.heads_per_round;
             check(round >= 1 && round <= std::max<int64_t>(1, heads), name + "heads per round");
-            check(plan.chunk > 0 && plan.chunk % kKeyTile == 0 && plan.chunks * plan.chunk >= n &&
-                      (plan.chunks - 1) * plan.chunk <= n,
+            check(rounds.chunk > 0 && rounds.chunk % kKeyTile == 0 &&
+                      rounds.chunks * rounds.chunk >= n && (rounds.chunks - 1) * rounds.chunk <= n,
                   name + "chunks cover the prompt");
-            check(plan.cached_chunks >= 0 && plan.cached_chunks <= plan.chunks,
+            check(rounds.cached_chunks >= 0 && rounds.cached_chunks <= rounds.chunks,
                   name + "cached chunks");
             // Maxima in fp32, then the probabilities; written out: tile_bytes() is under test.
             const int64_t tile = kRows * 4 + kRows * kKeyTile * element_size;
-            check(round * plan.cached_chunks * (plan.chunk / kKeyTile) * tile <= bytes,
+            check(round * rounds.cached_chunks * (rounds.chunk / kKeyTile) * tile <= bytes,
                   name + "stays within the bytes");
             // A round must not leave most threads idle, with the cache that is in use.
             if (n >= 4096 && bytes == kTileCacheBytes) {
-              check(round == heads || round * plan.chunks >= 32 || heads == 0,
+              check(round == heads || round * rounds.chunks >= 32 || heads == 0,
                     name + "enough tasks per round");
             }
             // Nothing that fits is left out.
             const int64_t all =
-                std::max<int64_t>(1, heads) * plan.chunks * (plan.chunk / kKeyTile) * tile;
-            if (all <= bytes) check(plan.cached_chunks == plan.chunks, name + "uses the bytes");
+                std::max<int64_t>(1, heads) * rounds.chunks * (rounds.chunk / kKeyTile) * tile;
+            if (all <= bytes) check(rounds.cached_chunks == rounds.chunks, name + "uses the bytes");
           }
         }
       }

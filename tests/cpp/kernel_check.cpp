@@ -1,7 +1,7 @@
 // The torch-free CPU kernels against straightforward double-precision code, on every instruction
 // set this machine has (AMX emulated where the build says so). Built with AddressSanitizer and
-// UndefinedBehaviorSanitizer by tests/ops/test_sanitizers.py; every tensor is allocated to its exact
-// size.
+// UndefinedBehaviorSanitizer by tests/ops/test_sanitizers.py; every tensor is allocated to its
+// exact size.
 #include <cstdio>
 #include <cstdlib>
 
@@ -16,7 +16,7 @@ namespace {
 int run() {
   std::setvbuf(stdout, nullptr, _IOLBF, BUFSIZ);  // a sanitizer's abort would drop a full buffer
   check_splits();
-  check_tile_cache_plan();
+  check_tile_rounds();
   check_halves();
   for (const char* name : supported_isas()) {
     use_isa(name);

@@ -59,7 +59,7 @@ def test_every_kernel_for_every_chip(kernels: list[Kernel]) -> None:
     others = {
         "select_piece_kernel<3>",
         "merge_pieces_kernel",
-        "compact_kernel",
+        "write_kept_kernel",
         "select_gather_kernel<16 bits, 3>",
         "column_scores_fma_kernel<tensor>",
         "column_scores_fma_kernel<pages>",

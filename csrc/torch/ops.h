@@ -1,87 +1,49 @@
-// The torch ops on the CPU: check, allocate, call the kernels of csrc/cpu. See schema.cpp for the
-// signatures and lookaheadkv_kernels/ops.py for what each op means.
+// The torch ops on dense caches, for every device: check the arguments, allocate the results, call
+// the device's kernels. See schema.cpp for the signatures and lookaheadkv_kernels/ops.py for what
+// each op means.
+//
+// `Backend` (cpu/backend.cpp, cuda/backend.cpp) is made of a tensor of the call, whose device it
+// runs on, and writes into results that exist. A null `lse` is to be computed.
+#pragma once
 
-#include <algorithm>
 #include <tuple>
 
-#include "cpu/kernels.h"
-#include "cpu/torch_executor.h"
 #include "torch/boxed.h"
 #include "torch/calls.h"
-#include "torch/op_library.h"
 #include "torch/tensors.h"
 
-namespace lookaheadkv::cpu {
+namespace lookaheadkv {
 
-namespace {
-
-const TorchExecutor kExecutor;
-
-// The log-sum-exp given, or computed.
-Tensor resolve_lse(const Call& call, const Tensor& query, const Tensor& key) {
-  if (call.lse) return *call.lse;
-  Tensor lse = empty_lse(call.problem, query);
-  attention(call.problem, view(query), view(key), {}, nullptr, lse.mutable_data_ptr<float>(),
-            kExecutor);
-  return lse;
-}
-
-Tensor scores_of(const Call& call, const Tensor& query, const Tensor& key) {
-  Tensor scores = empty_scores(call.problem, query);
-  if (call.lse) {
-    column_scores(call.problem, view(query), view(key), call.lse->const_data_ptr<float>(),
-                  scores.mutable_data_ptr<float>(), kExecutor);
-  } else {
-    Tensor lse = empty_lse(call.problem, query);
-    attention_and_scores(call.problem, view(query), view(key), {}, nullptr,
-                         lse.mutable_data_ptr<float>(), scores.mutable_data_ptr<float>(),
-                         kExecutor);
-  }
-  return scores;
-}
-
-std::tuple<Tensor, Tensor> gather_of(const Tensor& key, const Tensor& value,
-                                     const Tensor& indices) {
-  const int64_t batch = key.size(0), heads = key.size(1), dim = key.size(3);
-  const int64_t kept = indices.size(2);
-  Tensor out_key = empty_like_device(key, {batch, heads, kept, dim});
-  Tensor out_value = empty_like_device(key, {batch, heads, kept, dim});
-  gather_kv(batch, heads, dim, view(key), view(value), indices.const_data_ptr<int32_t>(), kept,
-            out_key.mutable_data_ptr(), out_value.mutable_data_ptr(), kExecutor);
-  return {out_key, out_value};
-}
-
-Tensor select_of(const Problem& problem, const Tensor& scores, const SelectOptions& options) {
-  Tensor indices = empty_indices(problem, options, scores);
-  select(problem, scores.const_data_ptr<float>(), options, indices.mutable_data_ptr<int32_t>(),
-         kExecutor);
-  return indices;
-}
-
-// ---- the ops
-
+template <class Backend>
 std::tuple<Tensor, Tensor, Tensor> op_lookahead_attention(Tensor query, Tensor key, Tensor value,
                                                           std::optional<double> scale,
                                                           OptionalTensor leftpad_k,
                                                           OptionalTensor seqused_k) {
   const Call call(Validator("lookahead_attention"), query, key, &value, std::nullopt, scale,
                   leftpad_k, seqused_k);
+  const Backend backend(query);
   const Problem& p = call.problem;
   Tensor out = empty_like_device(query, {p.batch, p.num_heads, p.num_rows, p.head_dim});
   Tensor lse = empty_lse(p, query);
   Tensor scores = empty_scores(p, query);
-  attention_and_scores(p, view(query), view(key), view(value), out.mutable_data_ptr(),
-                       lse.mutable_data_ptr<float>(), scores.mutable_data_ptr<float>(), kExecutor);
+  backend.attention_and_scores(p, call.query, call.key, call.value, out.mutable_data_ptr(),
+                               lse.mutable_data_ptr<float>(), scores.mutable_data_ptr<float>());
   return {out, lse, scores};
 }
 
+template <class Backend>
 Tensor op_column_scores(Tensor query, Tensor key, OptionalTensor lse, std::optional<double> scale,
                         OptionalTensor leftpad_k, OptionalTensor seqused_k) {
   const Call call(Validator("column_scores"), query, key, nullptr, lse, scale, leftpad_k,
                   seqused_k);
-  return scores_of(call, query, key);
+  const Backend backend(query);
+  Tensor scores = empty_scores(call.problem, query);
+  backend.column_scores(call.problem, call.query, call.key, call.given_lse(),
+                        scores.mutable_data_ptr<float>());
+  return scores;
 }
 
+template <class Backend>
 std::tuple<Tensor, Tensor> op_column_scores_backward(Tensor grad_scores, Tensor query, Tensor key,
                                                      OptionalTensor lse,
                                                      std::optional<double> scale,
@@ -91,23 +53,27 @@ std::tuple<Tensor, Tensor> op_column_scores_backward(Tensor grad_scores, Tensor 
   const Call call(check, query, key, nullptr, lse, scale, leftpad_k, seqused_k);
   const Problem& p = call.problem;
   check.float_tensor(info("grad_scores", grad_scores), {p.batch, p.num_kv_heads, p.num_prompt},
-                     "query", device_name(query));
+                     info("query", query));
+  const Backend backend(query);
   const Tensor grad = torch::stable::contiguous(grad_scores);
-  const Tensor row_lse = resolve_lse(call, query, key);
+  Tensor row_lse = call.lse ? *call.lse : empty_lse(p, query);
   Tensor grad_query = empty_like_device(query, {p.batch, p.num_heads, p.num_rows, p.head_dim});
   Tensor grad_key = empty_like_device(key, {p.batch, p.num_kv_heads, p.num_keys(), p.head_dim});
-  column_scores_backward(p, view(query), view(key), row_lse.const_data_ptr<float>(),
-                         grad.const_data_ptr<float>(), grad_query.mutable_data_ptr(),
-                         grad_key.mutable_data_ptr(), kExecutor);
+  backend.column_scores_backward(p, call.query, call.key,
+                                 call.lse ? nullptr : row_lse.mutable_data_ptr<float>(),
+                                 row_lse.const_data_ptr<float>(), grad.const_data_ptr<float>(),
+                                 grad_query.mutable_data_ptr(), grad_key.mutable_data_ptr());
   return {grad_query, grad_key};
 }
 
+template <class Backend>
 std::tuple<Tensor, Tensor, Tensor> op_prefill_attention(Tensor query, Tensor key, Tensor value,
                                                         int64_t num_lookahead,
                                                         std::optional<double> scale) {
   const Validator check("prefill_attention");
   check.prefill_inputs(info("query", query), info("key", key), info("value", value), num_lookahead);
   check.scale(scale);
+  const Backend backend(query);
   Problem p;
   p.batch = query.size(0);
   p.num_heads = query.size(1);
@@ -119,11 +85,12 @@ std::tuple<Tensor, Tensor, Tensor> op_prefill_attention(Tensor query, Tensor key
   Tensor out = empty_like_device(query, {p.batch, p.num_heads, p.num_keys(), p.head_dim});
   Tensor lse = empty_like_device(query, {p.batch, p.num_heads, p.num_keys()}, ScalarType::Float);
   Tensor scores = empty_scores(p, query);
-  prefill_attention(p, view(query), view(key), view(value), out.mutable_data_ptr(),
-                    lse.mutable_data_ptr<float>(), scores.mutable_data_ptr<float>(), kExecutor);
+  backend.prefill_attention(p, view(query), view(key), view(value), out.mutable_data_ptr(),
+                            lse.mutable_data_ptr<float>(), scores.mutable_data_ptr<float>());
   return {out, lse, scores};
 }
 
+template <class Backend>
 Tensor op_select(Tensor scores, int64_t budget, int64_t pool_kernel, int64_t num_sink,
                  int64_t num_recent, OptionalTensor leftpad_k, OptionalTensor seqused_k) {
   const Validator check("select");
@@ -133,26 +100,48 @@ Tensor op_select(Tensor scores, int64_t budget, int64_t pool_kernel, int64_t num
   problem.batch = s.shape[0];
   problem.num_heads = problem.num_kv_heads = s.shape[1];
   problem.num_prompt = s.shape[2];
-  if (leftpad_k) check.lengths(info("leftpad_k", *leftpad_k), problem.batch, "scores", s.device);
-  if (seqused_k) check.lengths(info("seqused_k", *seqused_k), problem.batch, "scores", s.device);
+  if (leftpad_k) check.lengths(info("leftpad_k", *leftpad_k), problem.batch, s);
+  if (seqused_k) check.lengths(info("seqused_k", *seqused_k), problem.batch, s);
   const OptionalTensor first = contiguous(leftpad_k), last = contiguous(seqused_k);
   problem.leftpad_k = lengths_ptr(first);
   problem.seqused_k = lengths_ptr(last);
-  check.length_values(problem.leftpad_k, problem.seqused_k, problem.batch, problem.num_prompt);
+  if (scores.is_cpu()) {
+    check.length_values(problem.leftpad_k, problem.seqused_k, problem.batch, problem.num_prompt);
+  }
   check.budget(budget, pool_kernel, num_sink, num_recent, std::nullopt);
-  return select_of(problem, torch::stable::contiguous(scores),
-                   {budget, pool_kernel, num_sink, num_recent, 0});
+  const Backend backend(scores);
+  const Tensor rows = torch::stable::contiguous(scores);
+  const SelectOptions options = {budget, pool_kernel, num_sink, num_recent, 0};
+  Tensor indices = empty_indices(problem, options, scores);
+  backend.select(problem, rows.const_data_ptr<float>(), options,
+                 indices.mutable_data_ptr<int32_t>());
+  return indices;
 }
 
+template <class Backend>
 std::tuple<Tensor, Tensor> op_gather_kv(Tensor key, Tensor value, Tensor indices) {
   const Validator check("gather_kv");
   check.gather_inputs(info("key", key), info("value", value), info("indices", indices));
   const Tensor kept = torch::stable::contiguous(indices);
-  check.index_values(kept.const_data_ptr<int32_t>(), key.size(0), key.size(1), kept.size(2),
-                     key.size(2));
-  return gather_of(key, value, kept);
+  Problem p;
+  p.batch = key.size(0);
+  p.num_kv_heads = key.size(1);
+  p.num_prompt = key.size(2);
+  p.head_dim = key.size(3);
+  const int64_t slots = kept.size(2);
+  if (key.is_cpu()) {
+    check.index_values(kept.const_data_ptr<int32_t>(), p.batch, p.num_kv_heads, slots,
+                       p.num_prompt);
+  }
+  const Backend backend(key);
+  Tensor out_key = empty_like_device(key, {p.batch, p.num_kv_heads, slots, p.head_dim});
+  Tensor out_value = empty_like_device(key, {p.batch, p.num_kv_heads, slots, p.head_dim});
+  backend.gather_kv(p, view(key), view(value), kept.const_data_ptr<int32_t>(), slots,
+                    out_key.mutable_data_ptr(), out_value.mutable_data_ptr());
+  return {out_key, out_value};
 }
 
+template <class Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor> op_score_and_evict(
     Tensor query, Tensor key, Tensor value, int64_t budget, OptionalTensor lse,
     std::optional<double> scale, int64_t pool_kernel, int64_t num_sink, int64_t num_recent,
@@ -162,24 +151,30 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> op_score_and_evict(
   const Problem& p = call.problem;
   check.budget(budget, pool_kernel, num_sink, num_recent,
                keep_observation ? std::optional<int64_t>(p.num_rows) : std::nullopt);
-  const Tensor scores = scores_of(call, query, key);
+  const Backend backend(query);
   const int64_t appended = keep_observation ? p.num_rows : 0;
-  const Tensor indices =
-      select_of(p, scores, {budget - appended, pool_kernel, num_sink, num_recent, appended});
-  const auto [kept_key, kept_value] = gather_of(key, value, indices);
-  return {kept_key, kept_value, indices, scores};
+  const SelectOptions options = {budget - appended, pool_kernel, num_sink, num_recent, appended};
+  const int64_t slots = num_slots(p, options);
+  Tensor scores = empty_scores(p, query);
+  Tensor indices = empty_indices(p, options, query);
+  Tensor out_key = empty_like_device(key, {p.batch, p.num_kv_heads, slots, p.head_dim});
+  Tensor out_value = empty_like_device(key, {p.batch, p.num_kv_heads, slots, p.head_dim});
+  backend.score_and_evict(p, call.query, call.key, call.value, call.given_lse(), options,
+                          {out_key.mutable_data_ptr(), out_value.mutable_data_ptr(),
+                           indices.mutable_data_ptr<int32_t>(), scores.mutable_data_ptr<float>()});
+  return {out_key, out_value, indices, scores};
 }
 
-}  // namespace
-
-LOOKAHEADKV_LIBRARY_IMPL(CPU, m) {
-  m.impl("lookahead_attention", boxed<&op_lookahead_attention>);
-  m.impl("column_scores", boxed<&op_column_scores>);
-  m.impl("column_scores_backward", boxed<&op_column_scores_backward>);
-  m.impl("prefill_attention", boxed<&op_prefill_attention>);
-  m.impl("select", boxed<&op_select>);
-  m.impl("gather_kv", boxed<&op_gather_kv>);
-  m.impl("score_and_evict", boxed<&op_score_and_evict>);
+// Gives the schemas of this page the implementations of one backend.
+template <class Backend, class Library>
+void implement_ops(Library& library) {
+  library.impl("lookahead_attention", boxed<&op_lookahead_attention<Backend>>);
+  library.impl("column_scores", boxed<&op_column_scores<Backend>>);
+  library.impl("column_scores_backward", boxed<&op_column_scores_backward<Backend>>);
+  library.impl("prefill_attention", boxed<&op_prefill_attention<Backend>>);
+  library.impl("select", boxed<&op_select<Backend>>);
+  library.impl("gather_kv", boxed<&op_gather_kv<Backend>>);
+  library.impl("score_and_evict", boxed<&op_score_and_evict<Backend>>);
 }
 
-}  // namespace lookaheadkv::cpu
+}  // namespace lookaheadkv
