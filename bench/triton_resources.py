@@ -2,7 +2,7 @@
 
 ``python -m bench.triton_resources`` writes docs/triton_resources.md;
 tests/triton/test_triton_ahead.py compiles again and compares. The launches are those that the ops
-make on meta tensors of Llama-3.1-8B's shapes, so the tiles are those that the heuristics choose.
+make on meta tensors of Llama-3.1-8B's shapes, so the tiles are those that splits.py chooses.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lookaheadkv_kernels.triton import ops, paged_ops
-from lookaheadkv_kernels.triton.ahead import Resources, compile_key, resources
-from lookaheadkv_kernels.triton.heuristics import Target
+from bench.triton_ahead import Resources, compile_key, resources
+from lookaheadkv_kernels.triton import implementation
 from lookaheadkv_kernels.triton.launch import Launch, record
+from lookaheadkv_kernels.triton.splits import Target
 
 TABLE = Path(__file__).resolve().parents[1] / "docs" / "triton_resources.md"
 
@@ -71,13 +71,15 @@ def record_case(case: Case) -> list[Launch]:
     # Rows longer than the registers hold, and a pool wider than one load sweep.
     long_scores = meta(1, KV_HEADS, 4 * PROMPT, dtype=torch.float32)
     with record(TARGETS[case.target]) as launches:
-        ops.lookahead_attention(query, key, key)
-        ops.column_scores(query, key)
-        ops.column_scores_backward(scores, query, key, meta(1, heads, ROWS, dtype=torch.float32))
-        ops.prefill_attention(meta(1, heads, keys, dim), key, key, ROWS)
-        ops.select(scores, 128)
-        ops.select(long_scores, 128, pool_kernel=101)
-        ops.gather_kv(key, key, meta(1, KV_HEADS, 128, dtype=torch.int32))
+        implementation("lookahead_attention")(query, key, key)
+        implementation("column_scores")(query, key)
+        lse = meta(1, heads, ROWS, dtype=torch.float32)
+        implementation("column_scores_backward")(scores, query, key, lse)
+        implementation("prefill_attention")(meta(1, heads, keys, dim), key, key, ROWS)
+        implementation("select")(scores, 128)
+        implementation("select")(long_scores, 128, pool_kernel=101)
+        indices = meta(1, KV_HEADS, 128, dtype=torch.int32)
+        implementation("gather_kv")(key, key, indices)
     return _distinct(launches)
 
 
@@ -95,7 +97,7 @@ def record_paged(target: str, cache_dtype: torch.dtype) -> list[Launch]:
         scale = meta(8192, 16, KV_HEADS, dtype=torch.float32)
     table, lens = meta(requests, PROMPT // 16), meta(requests)
     with record(TARGETS[target]) as launches:
-        paged_ops.paged_score_and_select(
+        implementation("paged_score_and_select")(
             query,
             cache,
             table,
@@ -107,7 +109,7 @@ def record_paged(target: str, cache_dtype: torch.dtype) -> list[Launch]:
             k_scale=scale,
             head_reduction="max",
         )
-        paged_ops.compact_kv_cache(
+        implementation("compact_kv_cache")(
             [cache] * (2 * layers),
             meta(layers, requests, KV_HEADS, budget),
             meta(layers, requests),

@@ -1,8 +1,8 @@
-"""Other tiles than the heuristics choose, timed on the GPU: `python -m bench.triton_tune`.
+"""Other tiles than splits.py chooses, timed on the GPU: `python -m bench.triton_tune`.
 
-For whoever changes lookaheadkv_kernels/triton/heuristics.py: every line is one choice of keys a
+For whoever changes lookaheadkv_kernels/triton/splits.py: every line is one choice of keys per
 tile, warps, stages and splits, at Llama-3.1-8B's shapes, with cold inputs and in a CUDA graph; the
-heuristics' own choice is marked. Choices that the chip cannot hold are left out.
+own choice of splits.py is marked. Choices that the chip cannot hold are left out.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import triton
 import lookaheadkv_kernels as lkv
 from bench.cases import Case
 from bench.gpu_bars import Calls, graph_time, inputs
-from lookaheadkv_kernels.triton import heuristics
-from lookaheadkv_kernels.triton.heuristics import Sweep, ceil_div, splits
+from lookaheadkv_kernels.triton import splits
+from lookaheadkv_kernels.triton.splits import Sweep, ceil_div
 from lookaheadkv_kernels.triton.target import target_of
 
 BLOCK_KEYS = (32, 64, 128)
@@ -33,26 +33,26 @@ PROGRAMS = (1, 2, 4)
 
 @contextmanager
 def chosen(room: str, change: Callable[[Sweep], Sweep]) -> Iterator[list[Sweep]]:
-    """Let ``heuristics.<room>`` give changed sweeps; collects them."""
-    original, used = getattr(heuristics, room), []
+    """Let ``splits.<room>`` give changed sweeps; collects them."""
+    original, used = getattr(splits, room), []
 
     def choose(*args: Any, **options: Any) -> Sweep:
         used.append(change(original(*args, **options)))
         return used[-1]
 
-    setattr(heuristics, room, choose)
+    setattr(splits, room, choose)
     try:
         yield used
     finally:
-        setattr(heuristics, room, original)
+        setattr(splits, room, original)
 
 
 def variants(case: Case, num_sms: int) -> Iterator[Callable[[Sweep], Sweep]]:
-    """The heuristics' choice, then all others."""
+    """The choice of splits.py, then all others."""
     yield lambda sweep: sweep
     for keys, warps, stages, programs in itertools.product(BLOCK_KEYS, WARPS, STAGES, PROGRAMS):
         tiles = ceil_div(case.num_keys, keys)
-        num_splits, per_split = splits(case.num_kv_heads, tiles, programs * num_sms)
+        num_splits, per_split = splits.splits(case.num_kv_heads, tiles, programs * num_sms)
         yield partial(
             replace,
             block_keys=keys,
@@ -81,7 +81,7 @@ def tune(room: str, case: Case) -> None:
                 time = graph_time(calls)
             except triton.runtime.errors.OutOfResources:
                 continue
-        mark = "  <- heuristics" if number == 0 else ""
+        mark = "  <- splits.py" if number == 0 else ""
         lines.append((time, f"{time:9.1f} us  {used[-1]}{mark}"))
     print(f"{room}, N={case.num_prompt}")
     for _, line in sorted(lines)[:12] + lines[:1]:

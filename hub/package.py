@@ -25,8 +25,8 @@ MODULES = (
     "_autograd.py",
     "_checks.py",
     "_checks_paged.py",
-    "_fake.py",
-    "_fake_paged.py",
+    "_outputs.py",
+    "_outputs_paged.py",
     "ops.py",
     "paged.py",
 )
@@ -40,38 +40,11 @@ NEEDED = re.compile(
 INIT = '''"""Score a prompt's KV cache with lookahead rows, and evict what they do not need."""
 
 from . import _ops  # isort: skip
-from . import _autograd, _fake, _fake_paged  # noqa: F401
-from .ops import (
-    column_scores,
-    gather_kv,
-    lookahead_attention,
-    prefill_attention,
-    score_and_evict,
-    select,
-)
-from .paged import (
-    compact_kv_cache,
-    kept_length,
-    paged_column_scores,
-    paged_score_and_select,
-    paged_score_and_select_out,
-    paged_select,
-)
+from . import _autograd, ops, paged
 
-__all__ = [
-    "column_scores",
-    "compact_kv_cache",
-    "gather_kv",
-    "kept_length",
-    "lookahead_attention",
-    "paged_column_scores",
-    "paged_score_and_select",
-    "paged_score_and_select_out",
-    "paged_select",
-    "prefill_attention",
-    "score_and_evict",
-    "select",
-]
+_public = {name: getattr(module, name) for module in (ops, paged) for name in module.__all__}
+__all__ = sorted(name for name, value in _public.items() if not isinstance(value, type))
+globals().update({name: _public[name] for name in __all__})
 '''
 
 OPS = '''"""The ops of this build, in a namespace that no other build has."""
@@ -87,6 +60,14 @@ ops = torch.ops.{id}
 def add_op_namespace_prefix(op_name: str) -> str:
     """The full name of an op."""
     return f"{id}::{{op_name}}"
+'''
+
+# In place of the package's module of this name, which all others take the namespace from.
+LIBRARY = '''"""The namespace of this build's ops."""
+
+from ._ops import ops as OPS
+
+NAMESPACE = "{id}"
 '''
 
 # For releases of the kernels package that look for a folder named like the kernel.
@@ -161,24 +142,13 @@ def build_variant(library: Path, commit: str, out: Path) -> Path:
     inner.mkdir(parents=True)
     shutil.copyfile(library, folder / f"{name}.abi3.so")
     for module in MODULES:
-        text = (ROOT / "lookaheadkv_kernels" / module).read_text()
-        (folder / module).write_text(in_namespace(text, name))
+        shutil.copyfile(ROOT / "lookaheadkv_kernels" / module, folder / module)
     (folder / "__init__.py").write_text(INIT)
     (folder / "_ops.py").write_text(OPS.format(id=name))
+    (folder / "_library.py").write_text(LIBRARY.format(id=name))
     (inner / "__init__.py").write_text(COMPATIBILITY.format(id=name))
     (folder / "metadata.json").write_text(json.dumps(metadata(folder, name), indent=2) + "\n")
     return folder
-
-
-def in_namespace(text: str, name: str) -> str:
-    """A module of the package whose ops are those of ``torch.ops.<name>``."""
-    for before, after in (
-        ("torch.ops.lookaheadkv", f"torch.ops.{name}"),
-        ('"lookaheadkv::', f'"{name}::'),
-        ('Library("lookaheadkv"', f'Library("{name}"'),
-    ):
-        text = text.replace(before, after)
-    return text
 
 
 def metadata(folder: Path, name: str) -> dict[str, object]:

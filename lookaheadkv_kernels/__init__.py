@@ -8,8 +8,8 @@ from . import _library
 
 _library.load()
 
-# The rest needs the registered ops; the first three add fake kernels and gradients to them.
-from . import _autograd, _fake, _fake_paged  # noqa: E402, F401
+# The rest needs the registered ops; the first adds fake kernels and gradients to them.
+from . import _autograd  # noqa: E402, F401
 from ._version import __version__  # noqa: E402
 from .backend import (  # noqa: E402
     available_backends,

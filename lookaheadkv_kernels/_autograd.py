@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_LIBRARY = torch.library.Library("lookaheadkv", "FRAGMENT")
+from . import _outputs, _outputs_paged  # noqa: F401
+from ._library import NAMESPACE, OPS
+
+_LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
 def _below_autograd(op: Any, keyset: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -45,7 +48,7 @@ class _ColumnScores(torch.autograd.Function):
         lse: Tensor | None,  # [B, Hq, L]
     ) -> Tensor:
         scores: Tensor = _below_autograd(
-            torch.ops.lookaheadkv.column_scores.default, keyset, (query, key, lse), options
+            OPS.column_scores.default, keyset, (query, key, lse), options
         )
         ctx.save_for_backward(query, key, lse, options.get("leftpad_k"), options.get("seqused_k"))
         ctx.scale = options.get("scale")
@@ -54,7 +57,7 @@ class _ColumnScores(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, lse, leftpad_k, seqused_k = ctx.saved_tensors
-        grad_query, grad_key = torch.ops.lookaheadkv.column_scores_backward.default(
+        grad_query, grad_key = OPS.column_scores_backward.default(
             grads[0],
             query,
             key,
@@ -68,7 +71,7 @@ class _ColumnScores(torch.autograd.Function):
 
 def _column_scores(keyset: Any, *args: Any, **options: Any) -> Any:
     if not _wants_grad(args, options):
-        op = torch.ops.lookaheadkv.column_scores.default
+        op = OPS.column_scores.default
         return _below_autograd(op, keyset, args, options)
     query, key, lse = args if len(args) == 3 else (*args, None)
     return _ColumnScores.apply(keyset, options, query, key, lse)  # type: ignore[no-untyped-call]
@@ -87,7 +90,7 @@ def _no_gradient(grad: Tensor, size: Sequence[int], op: str) -> Tensor:
     )
 
 
-@torch.library.register_fake("lookaheadkv::_no_gradient", lib=_LIBRARY)
+@torch.library.register_fake(f"{NAMESPACE}::_no_gradient", lib=_LIBRARY)
 def _no_gradient_fake(grad: Tensor, size: Sequence[int], op: str) -> Tensor:
     return grad.new_empty(size)
 
@@ -108,13 +111,13 @@ class _NotDifferentiable(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[4:]
         return (None,) * 4 + tuple(
-            torch.ops.lookaheadkv._no_gradient(grads[0], size, ctx.op_name) if wanted else None
+            OPS._no_gradient(grads[0], size, ctx.op_name) if wanted else None
             for wanted, size in zip(needed, ctx.sizes, strict=True)
         )
 
 
 def _register_not_differentiable(name: str) -> None:
-    op = getattr(torch.ops.lookaheadkv, name).default
+    op = getattr(OPS, name).default
 
     def autograd_kernel(keyset: Any, *args: Any, **options: Any) -> Any:
         if not _wants_grad(args, options):
@@ -127,13 +130,6 @@ def _register_not_differentiable(name: str) -> None:
 
 
 _LIBRARY.impl("column_scores", _column_scores, "Autograd", with_keyset=True)
-for _name in (
-    "column_scores_backward",
-    "lookahead_attention",
-    "prefill_attention",
-    "gather_kv",
-    "score_and_evict",
-    "paged_column_scores",
-    "paged_score_and_select",
-):
-    _register_not_differentiable(_name)
+for _name, _op in _outputs.OPS.items():
+    if _op.returns == "floats" and _name != "column_scores":
+        _register_not_differentiable(_name)

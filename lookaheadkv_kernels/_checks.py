@@ -1,9 +1,8 @@
 """Argument checks of the ops, from shapes and dtypes alone.
 
-The same checks, in the same order and words, as csrc/core/validate.h: fake kernels and Python
-backends run these, the compiled backends those, and
-tests/ops/test_bad_input.py holds the two together.
-Values of ``leftpad_k``, ``seqused_k`` and ``indices`` are not looked at here: no host sync.
+The same checks, in the same order and words, as csrc/core/validate.h: fake kernels and Triton's ops
+run these, the compiled backends those, and tests/ops/test_bad_input.py holds the two together.
+Values of ``leftpad_k``, ``seqused_k`` and ``indices`` are not read here: no host sync.
 
 Sizes may be symbolic. A size that is not known while tracing passes: it puts no guard on the
 traced program, and the kernel checks it when it runs.
@@ -12,8 +11,8 @@ traced program, and the kernel checks it when it runs.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -21,9 +20,34 @@ from torch import Tensor
 Size = int | torch.SymInt
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
 MAX_POSITIONS = 2**31 - 1
+
+
+class Inputs(NamedTuple):
+    """What the ops that compute logits take; None also where an op has no such argument."""
+
+    query: Tensor
+    """[B, Hq, L, D]; all of the prompt's rows in prefill_attention."""
+    key: Tensor
+    """[B, Hkv, N + L, D]."""
+    value: Tensor | None = None
+    """Like key."""
+    lse: Tensor | None = None
+    """[B, Hq, L] float32."""
+    scale: float | None = None
+    leftpad_k: Tensor | None = None
+    """[B] int32, as the next."""
+    seqused_k: Tensor | None = None
+
+
+class Options(NamedTuple):
+    """What the ops that select take."""
+
+    budget: int
+    pool_kernel: int
+    num_sink: int
+    num_recent: int
+    keep_observation: bool = False
 
 
 def _known(condition: bool | torch.SymBool) -> bool:
@@ -62,6 +86,26 @@ class Checks:
     def fail(self, message: str) -> NoReturn:
         """Raise the op's error."""
         raise RuntimeError(f"lookaheadkv.{self._op}: {message}")
+
+    def aligned(self, arguments: Mapping[str, object]) -> None:
+        """Every tensor, in lists as well, begins at a multiple of its element size.
+
+        The one check here that needs tensors with memory.
+        """
+        for name, value in arguments.items():
+            if isinstance(value, Tensor):
+                if value.data_ptr() % value.element_size():
+                    self.fail(f"{name} must be aligned to its element size")
+            elif isinstance(value, list | tuple):
+                self.aligned({f"{name}[{i}]": item for i, item in enumerate(value)})
+
+    def scoring(self, inputs: Inputs) -> None:
+        """What the ops take that score the last L rows."""
+        query = inputs.query
+        self.attention_inputs(query, inputs.key, inputs.value)
+        self.float_tensor("lse", inputs.lse, query.shape[:3], query)
+        self.lengths(inputs.leftpad_k, inputs.seqused_k, "query", query)
+        self.scale(inputs.scale)
 
     def attention_inputs(
         self,
@@ -174,16 +218,9 @@ class Checks:
         if abs(scale) > 1e30:
             self.fail(f"scale must be at most 1e+30 in magnitude, got {scale:g}")
 
-    def budget(
-        self,
-        budget: int,
-        pool_kernel: int,
-        num_sink: int,
-        num_recent: int,
-        observation_rows: Size | None = None,
-        name: str = "budget",
-    ) -> None:
-        """Selection options; ``observation_rows`` is L where the observation rows are kept."""
+    def budget(self, options: Options, num_rows: Size | None = None, name: str = "budget") -> None:
+        """Selection options; ``num_rows`` is L, which counts where these rows are kept."""
+        budget, pool_kernel, num_sink, num_recent, keep_observation = options
         if budget < 1:
             self.fail(f"{name} must be at least 1, got {budget}")
         if pool_kernel < 1 or pool_kernel % 2 == 0:
@@ -193,16 +230,16 @@ class Checks:
         if num_recent < 0:
             self.fail(f"num_recent must not be negative, got {num_recent}")
         pinned = num_sink + num_recent
-        if observation_rows is None:
+        if not keep_observation:
             if budget < pinned:
                 self.fail(
                     f"{name} must hold num_sink + num_recent = {pinned} pinned entries, "
                     f"got {budget}"
                 )
-        elif _known(budget < observation_rows + pinned):
+        elif num_rows is not None and _known(budget < num_rows + pinned):
             self.fail(
                 f"{name} must hold L + num_sink + num_recent = "
-                f"{observation_rows + pinned} entries, got {budget}"
+                f"{num_rows + pinned} entries, got {budget}"
             )
 
     def _four_dimensions(self, tensors: dict[str, Tensor]) -> None:

@@ -5,41 +5,117 @@ As in _checks.py: the same checks, in the same order and words, as csrc/core/val
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._checks import MAX_POSITIONS, Checks, Size, _differ, _known, _shape, _typed, dtype_name
+from ._checks import (
+    MAX_POSITIONS,
+    Checks,
+    Options,
+    Size,
+    _differ,
+    _known,
+    _shape,
+    _typed,
+    dtype_name,
+)
 
 QUANTISED_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
 HEAD_REDUCTIONS = ("none", "mean", "max")
 
 
+class PagedInputs(NamedTuple):
+    """What the ops that score a paged cache take; fields as in csrc/core/paged.h."""
+
+    query: Tensor
+    """[T, Hq, D]."""
+    key_cache: Tensor
+    """[num_blocks, page_size, Hkv, D]."""
+    block_table: Tensor
+    """[R, max_blocks] int32."""
+    cu_seqlens_q: Tensor
+    """[R + 1] int32."""
+    seq_lens: Tensor
+    """[R] int32."""
+    num_rows: int
+    max_seq_len: Size
+    lse: Tensor | None
+    """[T, Hq] float32."""
+    scale: float | None
+    k_scale: Tensor | None
+    """float32: one element, [Hkv] or [num_blocks, page_size, Hkv]."""
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> PagedInputs:
+        """The fields by name, out of all arguments of an op."""
+        return cls._make(arguments[name] for name in cls._fields)
+
+    @property
+    def num_requests(self) -> Size:
+        return self.block_table.shape[0]
+
+    @property
+    def kv_heads(self) -> Size:
+        return self.key_cache.shape[2]
+
+
+class PagedSelection(NamedTuple):
+    """What the ops that select from a paged cache take."""
+
+    num_rows: int
+    max_budget: int
+    budgets: Tensor | None
+    """[R] int32."""
+    pool_kernel: int
+    num_sink: int
+    num_recent: int
+    keep_observation: bool
+    head_reduction: str
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> PagedSelection:
+        """The fields by name, out of all arguments of an op."""
+        return cls._make(arguments[name] for name in cls._fields)
+
+    def heads(self, kv_heads: Size) -> Size:
+        """Heads of the indices."""
+        return kv_heads if self.head_reduction == "none" else 1
+
+
+class Compaction(NamedTuple):
+    """What compact_kv_cache takes."""
+
+    caches: Sequence[Tensor]
+    """num_layers * P, each [num_blocks, page_size, Hkv, *]."""
+    indices: Tensor
+    """[num_layers, R, Hkv or 1, K] int32."""
+    kept_lens: Tensor
+    """[num_layers, R] int32."""
+    src_block_table: Tensor
+    """[R, max_blocks] int32."""
+    dst_block_table: Tensor | None
+    """[R, max_dst_blocks] int32."""
+    dst_start: Tensor | None
+    """[num_layers, R] int32."""
+
+
 class PagedChecks(Checks):
     """The checks of one op on a paged cache."""
 
-    def scoring(
-        self,
-        query: Tensor,  # [T, Hq, D]
-        key_cache: Tensor,  # [num_blocks, page_size, Hkv, D]
-        block_table: Tensor,  # [R, max_blocks] int32
-        cu_seqlens_q: Tensor,  # [R + 1] int32
-        seq_lens: Tensor,  # [R] int32
-        num_rows: int,
-        max_seq_len: Size,
-        lse: Tensor | None,  # [T, Hq] float32
-        scale: float | None,
-        k_scale: Tensor | None,  # float32: one element, [Hkv] or [num_blocks, page_size, Hkv]
-    ) -> None:
+    def paged_scoring(self, inputs: PagedInputs) -> None:
         """What every op that scores takes."""
+        query, key_cache = inputs.query, inputs.key_cache
         self._cache_inputs(query, key_cache)
-        self._block_table("block_table", block_table, None, "query", query)
-        self._batch(cu_seqlens_q, seq_lens, num_rows, block_table.shape[0], "query", query)
-        self._max_seq_len(max_seq_len)
-        self.float_tensor("lse", lse, query.shape[:2], query)
-        self.scale(scale)
-        self._k_scale(k_scale, key_cache)
+        self._block_table("block_table", inputs.block_table, None, "query", query)
+        requests = inputs.num_requests
+        self._batch(inputs.cu_seqlens_q, inputs.seq_lens, inputs.num_rows, requests, "query", query)
+        self._max_seq_len(inputs.max_seq_len)
+        self.float_tensor("lse", inputs.lse, query.shape[:2], query)
+        self.scale(inputs.scale)
+        self._k_scale(inputs.k_scale, key_cache)
 
     def paged_scores(
         self, scores: Tensor, cu_seqlens_q: Tensor, seq_lens: Tensor, num_rows: int
@@ -56,64 +132,41 @@ class PagedChecks(Checks):
         self._max_seq_len(scores.shape[2])
 
     def selection(
-        self,
-        num_rows: int,
-        max_budget: int,
-        budgets: Tensor | None,  # [R] int32
-        pool_kernel: int,
-        num_sink: int,
-        num_recent: int,
-        keep_observation: bool,
-        head_reduction: str,
-        num_requests: Size,
-        owner: str,
-        like: Tensor,
+        self, selection: PagedSelection, num_requests: Size, owner: str, like: Tensor
     ) -> None:
         """What every op that selects takes."""
-        rows = num_rows if keep_observation else None
-        self.budget(max_budget, pool_kernel, num_sink, num_recent, rows, "max_budget")
-        if max_budget > MAX_POSITIONS:
-            self.fail(f"max_budget must be at most {MAX_POSITIONS}, got {max_budget}")
-        if head_reduction not in HEAD_REDUCTIONS:
-            self.fail(f'head_reduction must be "none", "mean" or "max", got "{head_reduction}"')
-        if budgets is not None:
-            self._int32("budgets", budgets, [num_requests], owner, like)
+        s = selection
+        options = Options(s.max_budget, s.pool_kernel, s.num_sink, s.num_recent, s.keep_observation)
+        self.budget(options, s.num_rows, "max_budget")
+        if s.max_budget > MAX_POSITIONS:
+            self.fail(f"max_budget must be at most {MAX_POSITIONS}, got {s.max_budget}")
+        if s.head_reduction not in HEAD_REDUCTIONS:
+            self.fail(f'head_reduction must be "none", "mean" or "max", got "{s.head_reduction}"')
+        if s.budgets is not None:
+            self._int32("budgets", s.budgets, [num_requests], owner, like)
 
     def outputs(
         self,
+        inputs: PagedInputs,
+        selection: PagedSelection,
         indices: Tensor,
         kept_lens: Tensor,
         scores: Tensor,
-        num_requests: Size,
-        kv_heads: Size,
-        max_budget: int,
-        head_reduction: str,
-        query: Tensor,
     ) -> None:
         """The tensors that paged_score_and_select_out writes."""
-        heads = kv_heads if head_reduction == "none" else 1
-        self._int32("indices", indices, [num_requests, heads, max_budget], "query", query)
-        self._int32("kept_lens", kept_lens, [num_requests], "query", query)
-        shape = [num_requests, kv_heads, scores.shape[-1] if scores.dim() == 3 else 0]
-        self.float_tensor("scores", scores, shape, query)
-        for name, tensor in {
-            "indices": indices,
-            "kept_lens": kept_lens,
-            "scores": scores,
-        }.items():
+        query, requests, kv_heads = inputs.query, inputs.num_requests, inputs.kv_heads
+        shape = [requests, selection.heads(kv_heads), selection.max_budget]
+        self._int32("indices", indices, shape, "query", query)
+        self._int32("kept_lens", kept_lens, [requests], "query", query)
+        self.float_tensor("scores", scores, [requests, kv_heads, inputs.max_seq_len], query)
+        outputs = {"indices": indices, "kept_lens": kept_lens, "scores": scores}
+        for name, tensor in outputs.items():
             if not tensor.is_contiguous():
                 self.fail(f"{name} must be contiguous")
 
-    def compaction(
-        self,
-        caches: Sequence[Tensor],  # each [num_blocks, page_size, Hkv, *]
-        indices: Tensor,  # [num_layers, R, Hkv or 1, K] int32
-        kept_lens: Tensor,  # [num_layers, R] int32
-        src_block_table: Tensor,  # [R, max_blocks] int32
-        dst_block_table: Tensor | None,  # [R, max_dst_blocks] int32
-        dst_start: Tensor | None,  # [num_layers, R] int32
-    ) -> None:
+    def compaction(self, compaction: Compaction) -> None:
         """Inputs of compact_kv_cache."""
+        caches, indices, kept_lens, src_block_table, dst_block_table, dst_start = compaction
         if not caches:
             self.fail("caches must hold at least one tensor")
         first = caches[0]

@@ -1,4 +1,4 @@
-"""Finds and loads the compiled op libraries."""
+"""Finds and loads the compiled op libraries, and names the namespace of their ops."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import functools
 from pathlib import Path
 
 import torch
+
+# The one place that names it: a build for the kernels hub has another (hub/package.py).
+NAMESPACE = "lookaheadkv"
+OPS = torch.ops.lookaheadkv
 
 LIBRARY_DIR = Path(__file__).parent / "lib"
 

@@ -1,6 +1,6 @@
 """The ops as plain functions: attention -> scores -> select -> gather, and all four in one.
 
-Each forwards to ``torch.ops.lookaheadkv.<name>``, so each works under ``torch.compile``,
+Each forwards to the torch op of the same name, so each works under ``torch.compile``,
 ``torch.export`` and CUDA graphs, and none waits for the device. Every tensor argument may have any
 strides; query, key and value must be contiguous in their last dimension, so ``[B, H, S, D]`` and
 ``[B, S, H, D]`` storage (transposed to the logical shape) both work without a copy.
@@ -23,8 +23,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
+
+from ._library import OPS
 
 __all__ = [
     "Attention",
@@ -60,7 +61,7 @@ class KeyValue(NamedTuple):
 
 
 class Evicted(NamedTuple):
-    """What is left of one layer's cache, and why."""
+    """The evicted cache of one layer, and the scores behind the choice."""
 
     key: Tensor
     """[B, Hkv, K, D], contiguous: the kept keys, as they were (never re-rotated)."""
@@ -101,7 +102,7 @@ def lookahead_attention(
         RuntimeError: bad arguments; calling backward (:func:`column_scores` has the gradient).
     """
     return Attention(
-        *torch.ops.lookaheadkv.lookahead_attention(
+        *OPS.lookahead_attention(
             query, key, value, scale=scale, leftpad_k=leftpad_k, seqused_k=seqused_k
         )
     )
@@ -140,7 +141,7 @@ def column_scores(
     Raises:
         RuntimeError: bad arguments; a second derivative.
     """
-    scores: Tensor = torch.ops.lookaheadkv.column_scores(
+    scores: Tensor = OPS.column_scores(
         query, key, lse, scale=scale, leftpad_k=leftpad_k, seqused_k=seqused_k
     )
     return scores
@@ -172,9 +173,7 @@ def prefill_attention(
     Raises:
         RuntimeError: bad arguments; calling backward (:func:`column_scores` has the gradient).
     """
-    return Attention(
-        *torch.ops.lookaheadkv.prefill_attention(query, key, value, num_lookahead, scale=scale)
-    )
+    return Attention(*OPS.prefill_attention(query, key, value, num_lookahead, scale=scale))
 
 
 def select(
@@ -208,7 +207,7 @@ def select(
     Raises:
         RuntimeError: bad arguments; num_sink + num_recent > budget.
     """
-    indices: Tensor = torch.ops.lookaheadkv.select(
+    indices: Tensor = OPS.select(
         scores,
         budget,
         pool_kernel=pool_kernel,
@@ -238,7 +237,7 @@ def gather_kv(
     Raises:
         RuntimeError: bad arguments; on the CPU an index out of range; calling backward.
     """
-    return KeyValue(*torch.ops.lookaheadkv.gather_kv(key, value, indices))
+    return KeyValue(*OPS.gather_kv(key, value, indices))
 
 
 def score_and_evict(
@@ -287,7 +286,7 @@ def score_and_evict(
             (:func:`column_scores` has the gradient).
     """
     return Evicted(
-        *torch.ops.lookaheadkv.score_and_evict(
+        *OPS.score_and_evict(
             query,
             key,
             value,

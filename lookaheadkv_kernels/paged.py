@@ -38,8 +38,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
+
+from ._library import OPS
 
 __all__ = [
     "Kept",
@@ -136,7 +137,7 @@ def paged_column_scores(
     Raises:
         RuntimeError: bad arguments; calling backward.
     """
-    scores: Tensor = torch.ops.lookaheadkv.paged_column_scores(
+    scores: Tensor = OPS.paged_column_scores(
         query,
         key_cache,
         block_table,
@@ -194,7 +195,7 @@ def paged_select(
         RuntimeError: bad arguments; a budget that cannot hold what is pinned.
     """
     return Kept(
-        *torch.ops.lookaheadkv.paged_select(
+        *OPS.paged_select(
             scores,
             cu_seqlens_q,
             seq_lens,
@@ -261,7 +262,7 @@ def paged_score_and_select(
         RuntimeError: bad arguments; a budget that cannot hold what is pinned; calling backward.
     """
     return Selected(
-        *torch.ops.lookaheadkv.paged_score_and_select(
+        *OPS.paged_score_and_select(
             query,
             key_cache,
             block_table,
@@ -337,7 +338,7 @@ def paged_score_and_select_out(
     Raises:
         RuntimeError: bad arguments; a budget that cannot hold what is pinned.
     """
-    torch.ops.lookaheadkv.paged_score_and_select_out(
+    OPS.paged_score_and_select_out(
         query,
         key_cache,
         block_table,
@@ -405,6 +406,6 @@ def compact_kv_cache(
         RuntimeError: bad arguments; on the CPU indices that do not ascend, block ids out of range,
             and a block that two requests write or one writes and another reads.
     """
-    torch.ops.lookaheadkv.compact_kv_cache(
+    OPS.compact_kv_cache(
         caches, indices, kept_lens, src_block_table, dst_block_table, dst_start=dst_start
     )

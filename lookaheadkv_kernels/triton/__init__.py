@@ -1,13 +1,17 @@
 """The Triton backend: NVIDIA GPUs without the compiled library, AMD GPUs, and chips to come.
 
-The four rooms are attention.py (and prefill.py), scores.py (and scores_backward.py), select.py (and
-select_long.py) and gather.py; over paged caches paged_attention.py, paged_scores.py,
-paged_select.py and compact.py. heuristics.py chooses tiles and splits, launch.py runs or records
-kernels, ops.py checks and calls. Triton itself is imported at the first call of an op.
+The four rooms are attention.py (and prefill.py), scores.py (and scores_backward.py), select.py
+(with select_keys.py, select_row.py and select_long.py) and gather.py; over paged caches
+paged_plan.py, paged_attention.py, paged_scores.py, paged_select.py and compact.py. problem.py
+describes a call to them, splits.py chooses tiles and splits, launch.py runs or records kernels. An
+op checks its arguments and makes its results by _outputs.py; ops.py and paged_ops.py then call the
+rooms. Triton itself is imported at the first call of an op.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -15,10 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _outputs, _outputs_paged  # noqa: F401
+from .._checks import Checks
+from .._library import NAMESPACE
 from .target import available, installed, interpreting, leads_prefill, served_device
 
 __all__ = [
     "available",
+    "implementation",
     "installed",
     "interpreting",
     "leads_prefill",
@@ -27,31 +35,29 @@ __all__ = [
     "served_device",
 ]
 
-OPS = (
-    "lookahead_attention",
-    "column_scores",
-    "column_scores_backward",
-    "prefill_attention",
-    "select",
-    "gather_kv",
-    "score_and_evict",
-)
-PAGED_OPS = (
-    "paged_column_scores",
-    "paged_select",
-    "paged_score_and_select",
-    "paged_score_and_select_out",
-    "compact_kv_cache",
-)
 
+@functools.cache
+def implementation(name: str) -> Callable[..., Any]:
+    """The op ``name`` on Triton, whatever serves its tensors now: check, allocate, launch."""
+    op = _outputs.OPS[name]
+    names = tuple(inspect.signature(op.front).parameters)
 
-def _on_first_call(name: str) -> Callable[..., Any]:
     def call(*args: Any, **options: Any) -> Any:
-        from . import ops, paged_ops
-
-        return getattr(paged_ops if name in PAGED_OPS else ops, name)(*args, **options)
+        checked = op.front(*args, **options)
+        Checks(name).aligned({**dict(zip(names, args, strict=False)), **options})
+        _launches(name)(*checked)
+        return op.results(checked)
 
     return call
+
+
+@functools.cache
+def _launches(name: str) -> Callable[..., None]:
+    """The op's function in ops.py or paged_ops.py."""
+    from . import ops, paged_ops
+
+    function: Callable[..., None] = {**vars(ops), **vars(paged_ops)}[name]
+    return function
 
 
 def register() -> torch.library.Library:
@@ -60,9 +66,9 @@ def register() -> torch.library.Library:
     Kernels that were registered for that device before serve it again from then on.
     """
     key = served_device().upper()
-    library = torch.library.Library("lookaheadkv", "IMPL", key)
-    for name in (*OPS, *PAGED_OPS):
-        _override(library, name, _on_first_call(name), key)
+    library = torch.library.Library(NAMESPACE, "IMPL", key)
+    for name in _outputs.OPS:
+        _override(library, name, implementation(name), key)
     return library
 
 
@@ -72,15 +78,15 @@ def route_prefill(device: str, chosen: Callable[[Tensor], bool]) -> torch.librar
     Other calls go to the kernel that is registered for ``device`` ("cuda") now.
     """
     key = device.upper()
-    compiled = torch.library.get_kernel("lookaheadkv::prefill_attention", key)
-    ours = _on_first_call("prefill_attention")
+    compiled = torch.library.get_kernel(f"{NAMESPACE}::prefill_attention", key)
+    ours = implementation("prefill_attention")
 
     def call(keys: Any, query: Tensor, *args: Any, **options: Any) -> Any:
         if chosen(query):
             return ours(query, *args, **options)
         return compiled.call_boxed(keys, query, *args, **options)
 
-    library = torch.library.Library("lookaheadkv", "IMPL", key)
+    library = torch.library.Library(NAMESPACE, "IMPL", key)
     _override(library, "prefill_attention", call, key, with_keyset=True)
     return library
 

@@ -8,24 +8,16 @@ no atomics, the same bits every time.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import heuristics
+from . import splits
 from .launch import launch, target_for
-from .tiles import (
-    LN_2,
-    descriptor,
-    load_keys,
-    load_matrix,
-    row_offsets,
-    valid_keys,
-)
+from .problem import Problem, strides
+from .splits import ceil_div
+from .tiles import LN_2, descriptor, load_keys, load_queries, program_of, valid_keys
 
 
 @triton.jit
@@ -134,12 +126,8 @@ def split_attention_kernel(
     """One (KV head, split, row tile); row tiles that read the same keys are neighbours."""
     folded = group * num_rows
     row_tiles = tl.cdiv(folded, BLOCK_ROWS)
-    pid = tl.program_id(0)
-    rows = (pid % row_tiles) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    split = pid // row_tiles % num_splits
-    unit = (pid // row_tiles // num_splits).to(tl.int64)
-    b = unit // kv_heads
-    h = unit % kv_heads
+    row_tile, split, unit, b, h = program_of(row_tiles, num_splits, kv_heads)
+    rows = row_tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     first, last = valid_keys(leftpad_ptr, seqused_ptr, b, num_prompt)
 
     q_head = q_ptr + b * stride_qb + h * group * stride_qh
@@ -147,8 +135,7 @@ def split_attention_kernel(
     v_head = None
     if v_ptr is not None:
         v_head = v_ptr + b * stride_vb + h * stride_vh
-    offsets = row_offsets(rows, num_rows, stride_qh, stride_qs)
-    query = load_matrix(q_head, offsets, rows < folded, D, BLOCK_DIM)
+    query = load_queries(q_head, rows, num_rows, rows < folded, stride_qh, stride_qs, D, BLOCK_DIM)
     # Rows past the last see nothing that the others do not: their limit must not widen the tile's.
     limit = num_prompt + tl.where(rows < folded, rows % num_rows, 0)
 
@@ -242,116 +229,72 @@ def combine_kernel(
         tl.store(out_ptr + (unit * folded + rows)[:, None] * D + d[None, :], out, mask=shape)
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Sizes and padding of one call; see ops.py for the letters."""
-
-    batch: int
-    heads: int
-    kv_heads: int
-    num_rows: int
-    num_prompt: int
-    head_dim: int
-    scale: float
-    leftpad_k: Tensor | None  # [B] int32, contiguous
-    seqused_k: Tensor | None
-
-    @property
-    def units(self) -> int:
-        """Independent pieces of work: B * Hkv."""
-        return self.batch * self.kv_heads
-
-    @property
-    def group(self) -> int:
-        return self.heads // self.kv_heads
-
-    @property
-    def folded(self) -> int:
-        """Rows that share a KV head: G * L."""
-        return self.group * self.num_rows
-
-    @property
-    def num_keys(self) -> int:
-        return self.num_prompt + self.num_rows
-
-    @property
-    def scale_log2(self) -> float:
-        """Folds the softmax's base change into the scale: exp2 is what the hardware has."""
-        return self.scale * math.log2(math.e)
-
-
 def attention(
     problem: Problem,
-    query: Tensor,  # [B, Hq, L, D]
-    key: Tensor,  # [B, Hkv, N + L, D]
-    value: Tensor | None,  # like key; None: the log-sum-exp alone
-) -> tuple[Tensor | None, Tensor]:
-    """Output [B, Hq, L, D] in the query's dtype (None without ``value``) and lse [B, Hq, L]."""
-    p, target = problem, target_for(query)
-    size = query.element_size()
-    sweep = heuristics.attention(
+    out: Tensor | None,  # [B, Hq, L, D] in the query's dtype; None: the log-sum-exp alone
+    out_lse: Tensor,  # [B, Hq, L] float32
+) -> None:
+    """Write the output and the natural log-sum-exp of the L rows, both contiguous."""
+    p, query = problem, problem.query
+    target, size = target_for(query), query.element_size()
+    value = None if out is None else p.value
+    sweep = splits.attention(
         p.units, p.folded, p.num_keys, p.head_dim, size, target, value is not None
     )
-    parts = out = None
+    parts_shape = (p.units, sweep.num_splits, p.folded)
+    lse_parts = query.new_empty(parts_shape, dtype=torch.float32)
+    parts = v_desc = None
     if value is not None:
-        parts_shape = (p.units, sweep.num_splits, p.folded, p.head_dim)
-        parts = query.new_empty(parts_shape, dtype=torch.float32)
-        out = query.new_empty((p.batch, p.heads, p.num_rows, p.head_dim))
-    lse_parts = query.new_empty((p.units, sweep.num_splits, p.folded), dtype=torch.float32)
-    lse = query.new_empty((p.batch, p.heads, p.num_rows), dtype=torch.float32)
+        parts = query.new_empty((*parts_shape, p.head_dim), dtype=torch.float32)
+        v_desc = descriptor(value, sweep.block_keys, sweep.block_dim, target)
     launch(
         split_attention_kernel,
-        (p.units * sweep.num_splits * heuristics.ceil_div(p.folded, sweep.block_rows),),
+        (p.units * sweep.num_splits * ceil_div(p.folded, sweep.block_rows),),
         query,
-        q_ptr=query,
-        k_ptr=key,
         v_ptr=value,
-        k_desc=descriptor(key, sweep.block_keys, sweep.block_dim, target),
-        v_desc=None
-        if value is None
-        else descriptor(value, sweep.block_keys, sweep.block_dim, target),
+        k_desc=descriptor(p.key, sweep.block_keys, sweep.block_dim, target),
+        v_desc=v_desc,
         out_parts_ptr=parts,
         out_lse_parts_ptr=lse_parts,
-        leftpad_ptr=p.leftpad_k,
-        seqused_ptr=p.seqused_k,
-        stride_qb=query.stride(0),
-        stride_qh=query.stride(1),
-        stride_qs=query.stride(2),
-        stride_kb=key.stride(0),
-        stride_kh=key.stride(1),
-        stride_ks=key.stride(2),
-        stride_vb=0 if value is None else value.stride(0),
-        stride_vh=0 if value is None else value.stride(1),
-        stride_vs=0 if value is None else value.stride(2),
-        kv_heads=p.kv_heads,
-        group=p.group,
-        num_rows=p.num_rows,
-        num_prompt=p.num_prompt,
-        scale_log2=p.scale_log2,
+        **strides("v", value),
         num_splits=sweep.num_splits,
         tiles_per_split=sweep.tiles_per_split,
-        D=p.head_dim,
-        BLOCK_ROWS=sweep.block_rows,
-        BLOCK_KEYS=sweep.block_keys,
-        BLOCK_DIM=sweep.block_dim,
-        PRECISION=target.precision(size),
-        num_warps=sweep.num_warps,
-        num_stages=sweep.num_stages,
+        **p.arguments(),
+        **p.padding(),
+        **sweep.arguments(target.precision(size)),
     )
-    rows = heuristics.combine_rows(p.folded, p.head_dim)
+    combine(parts, lse_parts, out, out_lse, p.head_dim)
+
+
+def combine(
+    parts: Tensor | None,  # [units, num_splits, folded, D] float32
+    lse_parts: Tensor,  # [units, num_splits, folded] float32, base 2
+    out: Tensor | None,  # [units, folded, D], contiguous
+    out_lse: Tensor,  # [units, folded], contiguous
+    head_dim: int,
+) -> None:
+    """Write the splits' sum, in their order; without ``parts`` the log-sum-exp alone."""
+    units, num_splits, folded = lse_parts.shape
+    rows = splits.combine_rows(folded, head_dim)
     launch(
         combine_kernel,
-        (p.units * heuristics.ceil_div(p.folded, rows),),
-        query,
+        (units * ceil_div(folded, rows),),
+        lse_parts,
         parts_ptr=parts,
         lse_parts_ptr=lse_parts,
         out_ptr=out,
-        out_lse_ptr=lse,
-        folded=p.folded,
-        num_splits=sweep.num_splits,
-        D=p.head_dim,
+        out_lse_ptr=out_lse,
+        folded=folded,
+        num_splits=num_splits,
+        D=head_dim,
         BLOCK_ROWS=rows,
-        BLOCK_DIM=sweep.block_dim,
+        BLOCK_DIM=splits.block_dim(head_dim),
         num_warps=4,
     )
-    return out, lse
+
+
+def lse_of(problem: Problem) -> Tensor:
+    """The rows' natural log-sum-exp: [B, Hq, L] float32, contiguous."""
+    lse = problem.query.new_empty(problem.query.shape[:3], dtype=torch.float32)
+    attention(problem, None, lse)
+    return lse

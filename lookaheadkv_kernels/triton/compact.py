@@ -1,13 +1,8 @@
 """Room 4 over a paged cache: the kept entries of every layer and head move, in place.
 
-One program moves one head of one request in one tensor. The order of its copies is what makes it
-right: kept positions ascend and destinations are consecutive, so ``source - destination`` never
-falls along a row. Entries that move to a higher position come first, and are copied from the last
-to the first; those that move to a lower one follow, copied from the first to the last. A chunk is
-read as a whole before any of it is written (a barrier between the two), and nothing that is still
-to be read lies where it writes: what is read later is further on in the direction of travel. Other
-heads are other bytes; that other requests' programs run at the same time is the caller's contract
-(lookaheadkv_kernels/paged.py).
+docs/paged.md argues why no entry is overwritten before it is read. Here one program moves one head
+of one request in one tensor, and reads a chunk as a whole before it writes any of it, with a
+barrier between the two.
 """
 
 from __future__ import annotations
@@ -20,11 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import heuristics
+from . import splits
 from .launch import launch
 from .tiles import page_of
 
-NUMBERS = tl.constexpr(32)  # that one launch of store_numbers_kernel writes
+NUMBERS = tl.constexpr(32)  # written by one launch of store_numbers_kernel
 WORDS = {1: tl.int8, 2: tl.int16, 4: tl.int32, 8: tl.int64}
 
 
@@ -39,7 +34,10 @@ def store_numbers_kernel(
     a24: tl.int64, a25: tl.int64, a26: tl.int64, a27: tl.int64, a28: tl.int64, a29: tl.int64,
     a30: tl.int64, a31: tl.int64,
 ):  # fmt: skip
-    """Numbers of the host's on the device, by way of arguments: nothing waits, graphs keep them."""
+    """Writes host integers to device memory by passing them as kernel arguments.
+
+    So there is no copy and no synchronisation, and CUDA graphs capture them.
+    """
     at = tl.arange(0, NUMBERS)
     value = tl.zeros([NUMBERS], tl.int64)
     given = (
@@ -167,7 +165,7 @@ def compact_kv_cache_kernel(
 
 @dataclass(frozen=True)
 class Words:
-    """How the entries of a cache are cut: caches of equal words share a launch."""
+    """How a cache's entries are cut into words: caches whose words are equal share a launch."""
 
     size: int  # bytes of a word
     width: int  # words of an entry
@@ -177,7 +175,7 @@ class Words:
 
 
 def words_of(cache: Tensor) -> Words:
-    """The widest words that the entries of a cache are whole numbers of."""
+    """The widest words that the entries of a cache divide into."""
     size = cache.element_size()
     entry = size * (cache.shape[3] if cache.dim() == 4 else 1)
     # A dimension of one element has any stride.
@@ -229,7 +227,7 @@ def compact_kv_cache(
     for words, members in groups.items():
         if words.width == 0:
             continue
-        width = heuristics.next_power_of_two(words.width)
+        width = splits.next_power_of_two(words.width)
         block = max(16, min(256, 2048 // width))
         places = [caches[at].data_ptr() for at in members] + [at // parts for at in members]
         launch(

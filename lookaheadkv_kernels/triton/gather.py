@@ -7,8 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import heuristics
+from . import splits
 from .launch import launch
+from .problem import strides
+from .tiles import program_of
 
 
 @triton.jit(do_not_specialize=["kv_heads", "num_keys", "num_kept"])
@@ -32,11 +34,8 @@ def gather_kv_kernel(
     BLOCK_DIM: tl.constexpr,
 ):
     """BLOCK_ROWS kept slots of one KV head; an empty slot (-1) gives zeros."""
-    tiles = tl.cdiv(num_kept, BLOCK_ROWS)
-    unit = (tl.program_id(0) // tiles).to(tl.int64)
-    slots = tl.program_id(0) % tiles * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    b = unit // kv_heads
-    h = unit % kv_heads
+    tile, _, unit, b, h = program_of(tl.cdiv(num_kept, BLOCK_ROWS), 1, kv_heads)
+    slots = tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     index = tl.load(indices_ptr + unit * num_kept + slots, mask=slots < num_kept, other=-1)
     d = tl.arange(0, BLOCK_DIM)
     inside = (slots < num_kept)[:, None] & (d < D)[None, :]
@@ -58,35 +57,30 @@ def gather_kv(
     key: Tensor,  # [B, Hkv, S, D]
     value: Tensor,  # [B, Hkv, S, D]
     indices: Tensor,  # [B, Hkv, K] int32, contiguous
-) -> tuple[Tensor, Tensor]:
-    """Rows ``indices`` of key and value: two [B, Hkv, K, D], contiguous."""
+    out_key: Tensor,  # [B, Hkv, K, D], contiguous
+    out_value: Tensor,  # like out_key
+) -> None:
+    """Write rows ``indices`` of key and value."""
     batch, kv_heads, num_keys, head_dim = key.shape
     kept = indices.shape[2]
-    out_key = key.new_empty((batch, kv_heads, kept, head_dim))
-    out_value = value.new_empty((batch, kv_heads, kept, head_dim))
-    rows = heuristics.gather_rows(head_dim, key.element_size())
+    rows = splits.gather_rows(head_dim, key.element_size())
     integer = torch.int32 if key.element_size() == 4 else torch.int16
     launch(
         gather_kv_kernel,
-        (batch * kv_heads * heuristics.ceil_div(kept, rows),),
+        (batch * kv_heads * splits.ceil_div(kept, rows),),
         key,
         k_ptr=key.view(integer),
         v_ptr=value.view(integer),
         indices_ptr=indices,
         out_key_ptr=out_key.view(integer),
         out_value_ptr=out_value.view(integer),
-        stride_kb=key.stride(0),
-        stride_kh=key.stride(1),
-        stride_ks=key.stride(2),
-        stride_vb=value.stride(0),
-        stride_vh=value.stride(1),
-        stride_vs=value.stride(2),
+        **strides("k", key),
+        **strides("v", value),
         kv_heads=kv_heads,
         num_keys=num_keys,
         num_kept=kept,
         D=head_dim,
         BLOCK_ROWS=rows,
-        BLOCK_DIM=heuristics.block_dim(head_dim),
+        BLOCK_DIM=splits.block_dim(head_dim),
         num_warps=4,
     )
-    return out_key, out_value

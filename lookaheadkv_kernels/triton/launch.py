@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import interpreter
-from .heuristics import Target
+from .splits import Target
 from .target import interpreting, target_of
 
 

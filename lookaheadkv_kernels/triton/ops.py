@@ -1,195 +1,91 @@
-"""The torch ops on Triton: check, allocate, launch. See lookaheadkv_kernels/ops.py for the meaning.
+"""The torch ops on Triton: what _outputs.py has checked is computed into its results.
 
-The twin of csrc/cpu/ops.cpp. Nothing here waits for the device.
+See lookaheadkv_kernels/ops.py for the meaning. Nothing here waits for the device.
 """
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
-from .._checks import Checks
-from .attention import Problem, attention
-from .gather import gather_kv as launch_gather_kv
-from .prefill import prefill_attention as launch_prefill_attention
-from .scores import column_scores as launch_column_scores
-from .scores_backward import column_scores_backward as launch_column_scores_backward
-from .select import Selection
-from .select import select as launch_select
-from .values import check_aligned, check_indices, check_lengths
+from .._checks import Inputs, Options
+from . import attention, gather, prefill, scores_backward
+from . import scores as score_room
+from . import select as select_room
+from .problem import Problem, Selection, contiguous
 
 
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
+def _score(problem: Problem, lse: Tensor | None, scores: Tensor) -> None:
+    """Column scores by the log-sum-exp given, or by one that is computed."""
+    score_room.column_scores(problem, _lse(problem, lse), scores)
 
 
-def _problem(
-    checks: Checks,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor | None,
-    lse: Tensor | None,
-    scale: float | None,
-    leftpad_k: Tensor | None,
-    seqused_k: Tensor | None,
-) -> Problem:
-    """The validated sizes and padding of one scoring call."""
-    checks.attention_inputs(query, key, value)
-    check_aligned(checks, query=query, key=key, value=value)
-    checks.float_tensor("lse", lse, query.shape[:3], query)
-    check_aligned(checks, lse=lse)
-    checks.lengths(leftpad_k, seqused_k, "query", query)
-    check_aligned(checks, leftpad_k=leftpad_k, seqused_k=seqused_k)
-    batch, heads, rows, head_dim = query.shape
-    num_prompt = key.shape[2] - rows
-    check_lengths(checks, leftpad_k, seqused_k, num_prompt)
-    checks.scale(scale)
-    return Problem(
-        batch,
-        heads,
-        key.shape[1],
-        rows,
-        num_prompt,
-        head_dim,
-        1.0 / math.sqrt(head_dim) if scale is None else scale,
-        _contiguous(leftpad_k),
-        _contiguous(seqused_k),
-    )
+def _lse(problem: Problem, lse: Tensor | None) -> Tensor:
+    """The rows' log-sum-exp [B, Hq, L], contiguous."""
+    return attention.lse_of(problem) if lse is None else lse.contiguous()
 
 
-def _lse(problem: Problem, query: Tensor, key: Tensor, lse: Tensor | None) -> Tensor:
-    """The log-sum-exp given, or computed."""
-    return attention(problem, query, key, None)[1] if lse is None else lse.contiguous()
+def lookahead_attention(inputs: Inputs, results: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Writes out, lse and scores."""
+    out, lse, scores = results
+    problem = Problem.of(inputs)
+    attention.attention(problem, out, lse)
+    score_room.column_scores(problem, lse, scores)
 
 
-def lookahead_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    scale: float | None = None,
-    leftpad_k: Tensor | None = None,
-    seqused_k: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(out, lse, scores)."""
-    checks = Checks("lookahead_attention")
-    problem = _problem(checks, query, key, value, None, scale, leftpad_k, seqused_k)
-    out, lse = attention(problem, query, key, value)
-    assert out is not None
-    return out, lse, launch_column_scores(problem, query, key, lse)
-
-
-def column_scores(
-    query: Tensor,
-    key: Tensor,
-    lse: Tensor | None = None,
-    *,
-    scale: float | None = None,
-    leftpad_k: Tensor | None = None,
-    seqused_k: Tensor | None = None,
-) -> Tensor:
-    """Scores [B, Hkv, N]."""
-    checks = Checks("column_scores")
-    problem = _problem(checks, query, key, None, lse, scale, leftpad_k, seqused_k)
-    return launch_column_scores(problem, query, key, _lse(problem, query, key, lse))
+def column_scores(inputs: Inputs, scores: Tensor) -> None:
+    """Writes scores."""
+    _score(Problem.of(inputs), inputs.lse, scores)
 
 
 def column_scores_backward(
-    grad_scores: Tensor,
-    query: Tensor,
-    key: Tensor,
-    lse: Tensor | None = None,
-    *,
-    scale: float | None = None,
-    leftpad_k: Tensor | None = None,
-    seqused_k: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """(grad_query, grad_key)."""
-    checks = Checks("column_scores_backward")
-    problem = _problem(checks, query, key, None, lse, scale, leftpad_k, seqused_k)
-    shape = (problem.batch, problem.kv_heads, problem.num_prompt)
-    checks.float_tensor("grad_scores", grad_scores, shape, query)
-    check_aligned(checks, grad_scores=grad_scores)
-    return launch_column_scores_backward(
-        problem, grad_scores.contiguous(), query, key, _lse(problem, query, key, lse)
+    grad_scores: Tensor, inputs: Inputs, results: tuple[Tensor, Tensor]
+) -> None:
+    """Writes grad_query and grad_key."""
+    problem = Problem.of(inputs)
+    scores_backward.column_scores_backward(
+        problem, grad_scores.contiguous(), _lse(problem, inputs.lse), *results
     )
 
 
 def prefill_attention(
-    query: Tensor, key: Tensor, value: Tensor, num_lookahead: int, *, scale: float | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(out, lse, scores)."""
-    checks = Checks("prefill_attention")
-    checks.prefill_inputs(query, key, value, num_lookahead)
-    check_aligned(checks, query=query, key=key, value=value)
-    checks.scale(scale)
-    batch, heads, positions, head_dim = query.shape
-    problem = Problem(
-        batch,
-        heads,
-        key.shape[1],
-        num_lookahead,
-        positions - num_lookahead,
-        head_dim,
-        1.0 / math.sqrt(head_dim) if scale is None else scale,
-        None,
-        None,
-    )
-    return launch_prefill_attention(problem, query, key, value)
+    inputs: Inputs, num_lookahead: int, results: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    """Writes out, lse and scores."""
+    prefill.prefill_attention(Problem.of(inputs, num_lookahead), *results)
 
 
 def select(
     scores: Tensor,
-    budget: int,
-    *,
-    pool_kernel: int = 7,
-    num_sink: int = 0,
-    num_recent: int = 0,
-    leftpad_k: Tensor | None = None,
-    seqused_k: Tensor | None = None,
-) -> Tensor:
-    """Indices [B, Hkv, min(budget, N)]."""
-    checks = Checks("select")
-    checks.scores_input(scores)
-    checks.lengths(leftpad_k, seqused_k, "scores", scores)
-    check_aligned(checks, scores=scores, leftpad_k=leftpad_k, seqused_k=seqused_k)
-    check_lengths(checks, leftpad_k, seqused_k, scores.shape[2])
-    checks.budget(budget, pool_kernel, num_sink, num_recent)
-    selection = Selection(budget, pool_kernel, num_sink, num_recent)
-    return launch_select(scores, selection, _contiguous(leftpad_k), _contiguous(seqused_k))
+    options: Options,
+    leftpad_k: Tensor | None,
+    seqused_k: Tensor | None,
+    indices: Tensor,
+) -> None:
+    """Writes indices."""
+    selection = Selection(options.budget, options.pool_kernel, options.num_sink, options.num_recent)
+    select_room.select(scores, selection, contiguous(leftpad_k), contiguous(seqused_k), indices)
 
 
-def gather_kv(key: Tensor, value: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """(key, value) [B, Hkv, K, D]."""
-    checks = Checks("gather_kv")
-    checks.gather_inputs(key, value, indices)
-    check_aligned(checks, key=key, value=value, indices=indices)
-    check_indices(checks, indices, key.shape[2])
-    return launch_gather_kv(key, value, indices.contiguous())
+def gather_kv(key: Tensor, value: Tensor, indices: Tensor, results: tuple[Tensor, Tensor]) -> None:
+    """Writes key and value."""
+    gather.gather_kv(key, value, indices.contiguous(), *results)
 
 
 def score_and_evict(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    budget: int,
-    *,
-    lse: Tensor | None = None,
-    scale: float | None = None,
-    pool_kernel: int = 7,
-    num_sink: int = 0,
-    num_recent: int = 0,
-    keep_observation: bool = False,
-    leftpad_k: Tensor | None = None,
-    seqused_k: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(key, value, indices, scores)."""
-    checks = Checks("score_and_evict")
-    problem = _problem(checks, query, key, value, lse, scale, leftpad_k, seqused_k)
-    appended = problem.num_rows if keep_observation else 0
-    checks.budget(budget, pool_kernel, num_sink, num_recent, appended if appended else None)
-    scores = launch_column_scores(problem, query, key, _lse(problem, query, key, lse))
-    selection = Selection(budget - appended, pool_kernel, num_sink, num_recent, appended)
-    indices = launch_select(scores, selection, problem.leftpad_k, problem.seqused_k)
-    return (*launch_gather_kv(key, value, indices), indices, scores)
+    inputs: Inputs, options: Options, results: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> None:
+    """Writes key, value, indices and scores."""
+    out_key, out_value, indices, scores = results
+    problem = Problem.of(inputs)
+    _score(problem, inputs.lse, scores)
+    appended = problem.num_rows if options.keep_observation else 0
+    selection = Selection(
+        options.budget - appended,
+        options.pool_kernel,
+        options.num_sink,
+        options.num_recent,
+        appended,
+    )
+    select_room.select(scores, selection, problem.leftpad_k, problem.seqused_k, indices)
+    assert inputs.value is not None
+    gather.gather_kv(inputs.key, inputs.value, indices, out_key, out_value)

@@ -1,32 +1,23 @@
 """Room 1 over a paged cache: the log-sum-exp of every request's rows.
 
-The kernel is that of attention.py without what a paged cache has not (padding, tiles through the
-copy engine, values); keys come by the block table, quantised ones become numbers on their way, and
-their scales multiply the logits.
+The kernel is that of attention.py without padding, TMA tiles and values, which a paged cache does
+not need. The block table says where the keys are; quantised keys are converted to the query's dtype
+as they are loaded, and their scales multiply the logits.
 """
 
 from __future__ import annotations
-
-import math
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import heuristics
-from .attention import combine_kernel, online_softmax
+from . import splits
+from .attention import combine, online_softmax
 from .launch import launch, target_for
-from .paged import Plan
-from .tiles import load_matrix, load_paged_keys, row_offsets
-
-QUANTISED = {
-    torch.float8_e4m3fn: "float8_e4m3fn",
-    torch.float8_e5m2: "float8_e5m2",
-    torch.int8: "int8",
-}
+from .problem import PagedProblem
+from .splits import ceil_div
+from .tiles import load_paged_keys, load_queries, program_of
 
 
 @triton.jit
@@ -53,7 +44,7 @@ def paged_lse_kernel(
     k_ptr,  # [num_blocks, page_size, Hkv, D]; bytes if QUANTISED
     k_scale_ptr,  # float32, or None
     table_ptr,  # [R, max_blocks] int32, contiguous
-    first_rows_ptr,  # [R] int32, as the next two: see paged.Plan
+    first_rows_ptr,  # [R] int32, as the next two: see paged_plan.Plan
     rows_ptr,
     prompts_ptr,
     out_lse_parts_ptr,  # [R * Hkv, num_splits, G * num_rows] float32, base 2
@@ -83,20 +74,15 @@ def paged_lse_kernel(
     """One (KV head of a request, split of its keys, row tile)."""
     folded = group * num_rows
     row_tiles = tl.cdiv(folded, BLOCK_ROWS)
-    pid = tl.program_id(0)
-    rows = (pid % row_tiles) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    split = pid // row_tiles % num_splits
-    unit = (pid // row_tiles // num_splits).to(tl.int64)
-    r = unit // kv_heads
-    h = unit % kv_heads
+    row_tile, split, unit, r, h = program_of(row_tiles, num_splits, kv_heads)
+    rows = row_tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     own_rows = tl.load(rows_ptr + r)
     prompt = tl.load(prompts_ptr + r)
     first_row = tl.load(first_rows_ptr + r).to(tl.int64)
 
     there = (rows < folded) & (rows % num_rows < own_rows)
-    offsets = row_offsets(rows, num_rows, stride_qh, stride_qt)
     q_head = q_ptr + first_row * stride_qt + h * group * stride_qh
-    query = load_matrix(q_head, offsets, there, D, BLOCK_DIM)
+    query = load_queries(q_head, rows, num_rows, there, stride_qh, stride_qt, D, BLOCK_DIM)
     limit = prompt + tl.where(there, rows % num_rows, 0)
     scale_head = None
     if k_scale_ptr is not None:
@@ -124,107 +110,23 @@ def paged_lse_kernel(
     tl.store(out_lse_parts_ptr + part + rows, peak + tl.log2(total), mask=rows < folded)
 
 
-@dataclass(frozen=True)
-class PagedProblem:
-    """One scoring call: the inputs, validated, and their plan."""
-
-    query: Tensor  # [T, Hq, D]
-    key_cache: Tensor  # [num_blocks, page_size, Hkv, D]
-    block_table: Tensor  # [R, max_blocks] int32, contiguous
-    k_scale: Tensor | None
-    plan: Plan
-    num_rows: int
-    scale: float
-
-    @property
-    def units(self) -> int:
-        """R * Hkv."""
-        return self.block_table.shape[0] * self.key_cache.shape[2]
-
-    @property
-    def group(self) -> int:
-        return self.query.shape[1] // self.key_cache.shape[2]
-
-    @property
-    def folded(self) -> int:
-        """Rows that share a KV head, at most."""
-        return self.group * self.num_rows
-
-    def arguments(self) -> dict[str, Any]:
-        """What both kernels take."""
-        cache, query, scale = self.key_cache, self.query, self.k_scale
-        quantised = QUANTISED.get(cache.dtype, "")
-        steps = [0, 0, 0]  # of one scale for all
-        if scale is not None and scale.dim() == 3:
-            steps = list(scale.stride())
-        elif scale is not None and scale.numel() > 1:
-            steps = [0, 0, scale.stride(0)]
-        return {
-            "q_ptr": query,
-            "k_ptr": cache.view(torch.uint8) if quantised else cache,
-            "k_scale_ptr": scale,
-            "table_ptr": self.block_table,
-            "first_rows_ptr": self.plan.first_rows,
-            "rows_ptr": self.plan.rows,
-            "prompts_ptr": self.plan.prompts,
-            "stride_qt": query.stride(0),
-            "stride_qh": query.stride(1),
-            "stride_block": cache.stride(0),
-            "stride_slot": cache.stride(1),
-            "stride_kh": cache.stride(2),
-            "stride_scale_block": steps[0],
-            "stride_scale_slot": steps[1],
-            "stride_scale_h": steps[2],
-            "kv_heads": cache.shape[2],
-            "group": self.group,
-            "num_rows": self.num_rows,
-            "page_size": cache.shape[1],
-            "max_blocks": self.block_table.shape[1],
-            "num_blocks": cache.shape[0],
-            "scale_log2": self.scale * math.log2(math.e),
-            "QUANTISED": quantised,
-            "D": query.shape[2],
-        }
-
-
 def paged_lse(problem: PagedProblem, max_seq_len: int) -> Tensor:
-    """Natural log-sum-exp [R, Hq, num_rows]; of rows that do not exist anything."""
+    """Natural log-sum-exp [R, Hq, num_rows]; undefined for rows that do not exist."""
     p, query = problem, problem.query
     target, size = target_for(query), query.element_size()
-    head_dim = query.shape[2]
     keys = max_seq_len + p.num_rows
-    sweep = heuristics.attention(p.units, p.folded, keys, head_dim, size, target, False)
-    sweep = heuristics.paged_splits(sweep, keys)
+    sweep = splits.attention(p.units, p.folded, keys, p.head_dim, size, target, False)
+    sweep = splits.paged_splits(sweep, keys)
     lse_parts = query.new_empty((p.units, sweep.num_splits, p.folded), dtype=torch.float32)
     launch(
         paged_lse_kernel,
-        (p.units * sweep.num_splits * heuristics.ceil_div(p.folded, sweep.block_rows),),
+        (p.units * sweep.num_splits * ceil_div(p.folded, sweep.block_rows),),
         query,
         out_lse_parts_ptr=lse_parts,
         num_splits=sweep.num_splits,
-        BLOCK_ROWS=sweep.block_rows,
-        BLOCK_KEYS=sweep.block_keys,
-        BLOCK_DIM=sweep.block_dim,
-        PRECISION=target.precision(size),
-        num_warps=sweep.num_warps,
-        num_stages=sweep.num_stages,
         **p.arguments(),
+        **sweep.arguments(target.precision(size)),
     )
     lse = query.new_empty((p.units, p.folded), dtype=torch.float32)
-    rows = heuristics.combine_rows(p.folded, head_dim)
-    launch(
-        combine_kernel,
-        (p.units * heuristics.ceil_div(p.folded, rows),),
-        query,
-        parts_ptr=None,
-        lse_parts_ptr=lse_parts,
-        out_ptr=None,
-        out_lse_ptr=lse,
-        folded=p.folded,
-        num_splits=sweep.num_splits,
-        D=head_dim,
-        BLOCK_ROWS=rows,
-        BLOCK_DIM=sweep.block_dim,
-        num_warps=4,
-    )
+    combine(None, lse_parts, None, lse, p.head_dim)
     return lse.view(p.block_table.shape[0], query.shape[1], p.num_rows)

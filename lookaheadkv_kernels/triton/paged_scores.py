@@ -9,11 +9,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import heuristics
+from . import splits
 from .launch import launch, target_for
-from .paged_attention import QUANTISED, PagedProblem, paged_lse, share_of
+from .paged_attention import paged_lse, share_of
+from .problem import PagedProblem
 from .scores import column_sums
-from .tiles import LOG2_E, load_matrix, load_paged_keys, row_offsets
+from .tiles import LOG2_E, load_paged_keys, load_queries, program_of, row_offsets
 
 
 @triton.jit
@@ -35,8 +36,7 @@ def load_rows(
     zero, for those that do not exist.
     """
     there = (rows < folded) & (rows % num_rows < own_rows)
-    offsets = row_offsets(rows, num_rows, stride_qh, stride_qt)
-    query = load_matrix(q_head, offsets, there, D, BLOCK_DIM)
+    query = load_queries(q_head, rows, num_rows, there, stride_qh, stride_qt, D, BLOCK_DIM)
     lse_offsets = row_offsets(rows, num_rows, stride_lse_h, stride_lse_t)
     lse = tl.load(lse_head + lse_offsets, mask=there, other=float("inf"))
     return query, lse * LOG2_E
@@ -59,7 +59,7 @@ def paged_column_scores_kernel(
     k_ptr,  # [num_blocks, page_size, Hkv, D]; bytes if QUANTISED
     k_scale_ptr,  # float32, or None
     table_ptr,  # [R, max_blocks] int32, contiguous
-    first_rows_ptr,  # [R] int32, as the next two: see paged.Plan
+    first_rows_ptr,  # [R] int32, as the next two: see paged_plan.Plan
     rows_ptr,
     prompts_ptr,
     lse_ptr,  # natural: [R, Hq, num_rows], or [T, Hq] if LSE_PACKED
@@ -94,11 +94,7 @@ def paged_column_scores_kernel(
 ):
     """One (KV head of a request, split of its prompt keys), all rows; 0 behind the prompt."""
     folded = group * num_rows
-    pid = tl.program_id(0)
-    split = pid % num_splits
-    unit = (pid // num_splits).to(tl.int64)
-    r = unit // kv_heads
-    h = unit % kv_heads
+    _, split, unit, r, h = program_of(1, num_splits, kv_heads)
     own_rows = tl.load(rows_ptr + r)
     prompt = tl.load(prompts_ptr + r)
     first_row = tl.load(first_rows_ptr + r).to(tl.int64)
@@ -151,12 +147,12 @@ def paged_column_scores_kernel(
 def paged_column_scores(
     problem: PagedProblem,
     lse: Tensor | None,  # [T, Hq] float32
-    out: Tensor,  # [R, Hkv, max_seq_len] float32, contiguous, written
+    out: Tensor,  # [R, Hkv, max_seq_len] float32, contiguous
 ) -> None:
-    """Mean over a request's rows and a KV head's group of exp(logit - lse); 0 from N_r on."""
+    """Write the mean over a request's rows and group of exp(logit - lse), and 0 from N_r on."""
     p, query = problem, problem.query
     target, size = target_for(query), query.element_size()
-    max_seq_len, head_dim = out.shape[2], query.shape[2]
+    max_seq_len = out.shape[2]
     if max_seq_len == 0:
         return
     if lse is None:
@@ -165,9 +161,8 @@ def paged_column_scores(
     else:
         row_lse = lse
         stride_t, stride_h = lse.stride()
-    quantised = p.key_cache.dtype in QUANTISED
-    sweep = heuristics.paged_scores(
-        p.units, p.folded, max_seq_len, head_dim, size, target, quantised
+    sweep = splits.paged_scores(
+        p.units, p.folded, max_seq_len, p.head_dim, size, target, p.quantised
     )
     launch(
         paged_column_scores_kernel,
@@ -181,11 +176,6 @@ def paged_column_scores(
         num_splits=sweep.num_splits,
         LSE_PACKED=lse is not None,
         ONE_ROW_TILE=p.folded <= sweep.block_rows,
-        BLOCK_ROWS=sweep.block_rows,
-        BLOCK_KEYS=sweep.block_keys,
-        BLOCK_DIM=sweep.block_dim,
-        PRECISION=target.precision(size),
-        num_warps=sweep.num_warps,
-        num_stages=sweep.num_stages,
         **p.arguments(),
+        **sweep.arguments(target.precision(size)),
     )

@@ -1,4 +1,4 @@
-"""Room 3 over a paged batch: select.py with a budget a request, and heads that choose as one."""
+"""Room 3 over a paged batch: select.py with one budget per request, optionally for all heads."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import heuristics
+from .._checks_paged import PagedSelection
 from .launch import launch
-from .paged import Plan
-from .select import Selection, select
+from .paged_plan import Plan
+from .problem import Selection, strides
+from .select import select
+from .splits import ceil_div
 from .tiles import row_block
 
 
@@ -48,14 +50,12 @@ def reduce_heads(scores: Tensor, prompts: Tensor, largest: bool) -> Tensor:
     block = 1024
     launch(
         reduce_heads_kernel,
-        (requests * heuristics.ceil_div(length, block),),
+        (requests * ceil_div(length, block),),
         scores,
         scores_ptr=scores,
         prompts_ptr=prompts,
         out_ptr=reduced,
-        stride_r=scores.stride(0),
-        stride_h=scores.stride(1),
-        stride_n=scores.stride(2),
+        **strides("", scores, "rhn"),
         kv_heads=kv_heads,
         length=length,
         LARGEST=largest,
@@ -68,24 +68,21 @@ def reduce_heads(scores: Tensor, prompts: Tensor, largest: bool) -> Tensor:
 def paged_select(
     scores: Tensor,  # [R, Hkv, max_seq_len] float32, any strides
     plan: Plan,
-    head_reduction: str,
-    pool_kernel: int,
-    num_sink: int,
-    num_recent: int,
-    out: Tensor,  # [R, Hkv or 1, max_budget] int32, contiguous, written
+    selection: PagedSelection,
+    out: Tensor,  # [R, Hkv or 1, max_budget] int32, contiguous
 ) -> None:
-    """Every request's kept positions, ascending, -1 behind them."""
-    if head_reduction != "none":
-        scores = reduce_heads(scores, plan.prompts, head_reduction == "max")
+    """Write every request's kept positions, ascending, -1 behind them."""
+    if selection.head_reduction != "none":
+        scores = reduce_heads(scores, plan.prompts, selection.head_reduction == "max")
     if scores.shape[2] == 0:
         out.fill_(-1)
         return
-    selection = Selection(
-        out.shape[2],
-        pool_kernel,
-        num_sink,
-        num_recent,
+    every = Selection(
+        selection.max_budget,
+        selection.pool_kernel,
+        selection.num_sink,
+        selection.num_recent,
         counts=plan.counts,
         appended=plan.appended,
     )
-    select(scores, selection, None, plan.prompts, out)
+    select(scores, every, None, plan.prompts, out)

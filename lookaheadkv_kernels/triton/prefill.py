@@ -11,11 +11,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import heuristics
-from .attention import Problem, attend
+from . import splits
+from .attention import attend
 from .launch import launch, target_for
+from .problem import Problem, strides
 from .scores import column_sums
-from .tiles import LN_2, descriptor, load_keys, load_matrix, row_offsets, sum_splits
+from .splits import ceil_div
+from .tiles import LN_2, descriptor, load_keys, load_queries, sum_splits
 
 
 @triton.jit(do_not_specialize=["batch", "kv_heads", "group", "num_rows", "num_prompt"])
@@ -75,7 +77,7 @@ def prefill_attention_kernel(
     k_head = k_ptr + b * stride_kb + h * stride_kh
     v_head = v_ptr + b * stride_vb + h * stride_vh
     q_head = q_ptr + b * stride_qb + q_h * stride_qh + offset.to(tl.int64) * stride_qs
-    query = load_matrix(q_head, row_offsets(rows, period, stride_qh, stride_qs), keep, D, BLOCK_DIM)
+    query = load_queries(q_head, rows, period, keep, stride_qh, stride_qs, D, BLOCK_DIM)
     acc = tl.zeros([BLOCK_ROWS, BLOCK_DIM], tl.float32)
     peak = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_ROWS], tl.float32)
@@ -124,58 +126,36 @@ def prefill_attention_kernel(
 
 
 def prefill_attention(
-    problem: Problem,  # N + L positions, no padding
-    query: Tensor,  # [B, Hq, N + L, D]
-    key: Tensor,  # [B, Hkv, N + L, D]
-    value: Tensor,  # like key
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Output [B, Hq, S, D] in the query's dtype, lse [B, Hq, S] and scores [B, Hkv, N] float32."""
-    p, target = problem, target_for(query)
-    size = query.element_size()
-    sweep = heuristics.prefill(p.units, p.num_keys, p.head_dim, size, target)
-    row_tiles = heuristics.ceil_div(p.folded, sweep.block_rows)
-    prompt_tiles = heuristics.ceil_div(p.num_prompt, sweep.block_rows)
-    out = query.new_empty(query.shape)
-    lse = query.new_empty(query.shape[:3], dtype=torch.float32)
-    parts = query.new_empty((p.units, row_tiles, p.num_prompt), dtype=torch.float32)
+    problem: Problem,  # no padding
+    out: Tensor,  # [B, Hq, N + L, D] in the query's dtype, as the next two contiguous
+    out_lse: Tensor,  # [B, Hq, N + L] float32
+    out_scores: Tensor,  # [B, Hkv, N] float32
+) -> None:
+    """Write the output, the log-sum-exp and the scores."""
+    p, query = problem, problem.query
+    target, size = target_for(query), query.element_size()
+    assert p.value is not None
+    sweep = splits.prefill(p.units, p.num_keys, p.head_dim, size, target)
+    row_tiles = ceil_div(p.folded, sweep.block_rows)
+    prompt_tiles = ceil_div(p.num_prompt, sweep.block_rows)
+    parts = out_scores
+    if row_tiles > 1:
+        parts = query.new_empty((p.units, row_tiles, p.num_prompt), dtype=torch.float32)
     launch(
         prefill_attention_kernel,
         (p.units * row_tiles + p.batch * p.heads * prompt_tiles,),
         query,
-        q_ptr=query,
-        k_ptr=key,
-        v_ptr=value,
-        k_desc=descriptor(key, sweep.block_keys, sweep.block_dim, target),
-        v_desc=descriptor(value, sweep.block_keys, sweep.block_dim, target),
+        v_ptr=p.value,
+        k_desc=descriptor(p.key, sweep.block_keys, sweep.block_dim, target),
+        v_desc=descriptor(p.value, sweep.block_keys, sweep.block_dim, target),
         out_ptr=out,
-        out_lse_ptr=lse,
+        out_lse_ptr=out_lse,
         out_scores_ptr=parts,
-        stride_qb=query.stride(0),
-        stride_qh=query.stride(1),
-        stride_qs=query.stride(2),
-        stride_kb=key.stride(0),
-        stride_kh=key.stride(1),
-        stride_ks=key.stride(2),
-        stride_vb=value.stride(0),
-        stride_vh=value.stride(1),
-        stride_vs=value.stride(2),
+        **strides("v", p.value),
         batch=p.batch,
-        kv_heads=p.kv_heads,
-        group=p.group,
-        num_rows=p.num_rows,
-        num_prompt=p.num_prompt,
-        scale_log2=p.scale_log2,
         weight=1.0 / p.folded,
-        D=p.head_dim,
-        BLOCK_ROWS=sweep.block_rows,
-        BLOCK_KEYS=sweep.block_keys,
-        BLOCK_DIM=sweep.block_dim,
-        PRECISION=target.precision(size),
-        num_warps=sweep.num_warps,
-        num_stages=sweep.num_stages,
+        **p.arguments(),
+        **sweep.arguments(target.precision(size)),
     )
-    if row_tiles == 1:
-        return out, lse, parts.view(p.batch, p.kv_heads, p.num_prompt)
-    scores = query.new_empty((p.batch, p.kv_heads, p.num_prompt), dtype=torch.float32)
-    sum_splits(parts, scores, p.units, p.num_prompt, 1.0)
-    return out, lse, scores
+    if row_tiles > 1:
+        sum_splits(parts, out_scores, p.units, p.num_prompt, 1.0)

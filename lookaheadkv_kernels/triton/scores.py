@@ -6,15 +6,14 @@ registers of a thread and a few lanes, not across warps.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import heuristics
-from .attention import Problem
+from . import splits
 from .launch import launch, target_for
-from .tiles import LOG2_E, descriptor, load_keys, load_matrix, row_offsets, valid_keys
+from .problem import Problem
+from .tiles import LOG2_E, descriptor, load_keys, load_queries, program_of, valid_keys
 
 
 @triton.jit
@@ -80,11 +79,7 @@ def column_scores_kernel(
     splits are those that the L2 cache still holds.
     """
     folded = group * num_rows
-    pid = tl.program_id(0)
-    split = pid % num_splits
-    unit = (pid // num_splits).to(tl.int64)
-    b = unit // kv_heads
-    h = unit % kv_heads
+    _, split, unit, b, h = program_of(1, num_splits, kv_heads)
     first, last = valid_keys(leftpad_ptr, seqused_ptr, b, num_prompt)
     q_head = q_ptr + b * stride_qb + h * group * stride_qh
     k_head = k_ptr + b * stride_kb + h * stride_kh
@@ -92,8 +87,9 @@ def column_scores_kernel(
 
     rows = tl.arange(0, BLOCK_ROWS)
     if ONE_ROW_TILE:
-        offsets = row_offsets(rows, num_rows, stride_qh, stride_qs)
-        query = load_matrix(q_head, offsets, rows < folded, D, BLOCK_DIM)
+        query = load_queries(
+            q_head, rows, num_rows, rows < folded, stride_qh, stride_qs, D, BLOCK_DIM
+        )
         lse2 = load_lse2(lse_head, rows, folded)
     begin = tl.maximum(split * tiles_per_split, first // BLOCK_KEYS)
     end = tl.minimum((split + 1) * tiles_per_split, tl.cdiv(last, BLOCK_KEYS))
@@ -109,9 +105,11 @@ def column_scores_kernel(
         else:
             sums = tl.zeros([BLOCK_KEYS], tl.float32)
             for at in range(0, folded, BLOCK_ROWS):
-                offsets = row_offsets(at + rows, num_rows, stride_qh, stride_qs)
-                tile_query = load_matrix(q_head, offsets, at + rows < folded, D, BLOCK_DIM)
-                tile_lse2 = load_lse2(lse_head, at + rows, folded)
+                own = at + rows
+                tile_query = load_queries(
+                    q_head, own, num_rows, own < folded, stride_qh, stride_qs, D, BLOCK_DIM
+                )
+                tile_lse2 = load_lse2(lse_head, own, folded)
                 sums += column_sums(key, tile_query, tile_lse2, scale_log2, PRECISION)
         tl.store(
             out_scores_ptr + unit * num_prompt + j, sums * weight, mask=(j >= first) & (j < last)
@@ -120,51 +118,29 @@ def column_scores_kernel(
 
 def column_scores(
     problem: Problem,
-    query: Tensor,  # [B, Hq, L, D]
-    key: Tensor,  # [B, Hkv, N + L, D]
     lse: Tensor,  # [B, Hq, L] float32, contiguous
-) -> Tensor:
-    """Scores [B, Hkv, N] float32: mean over the G * L rows of exp(scale * q k^T - lse)."""
-    p, target = problem, target_for(query)
-    size = query.element_size()
-    sweep = heuristics.scores(p.units, p.folded, p.num_prompt, p.head_dim, size, target)
-    padded = p.leftpad_k is not None or p.seqused_k is not None
-    new = query.new_zeros if padded else query.new_empty
-    scores: Tensor = new((p.batch, p.kv_heads, p.num_prompt), dtype=torch.float32)
+    out: Tensor,  # [B, Hkv, N] float32, contiguous
+) -> None:
+    """Write the mean over the G * L rows of exp(scale * q k^T - lse)."""
+    p, query = problem, problem.query
+    target, size = target_for(query), query.element_size()
+    sweep = splits.scores(p.units, p.folded, p.num_prompt, p.head_dim, size, target)
+    if p.padded:
+        out.zero_()
     if p.num_prompt == 0:
-        return scores
+        return
     launch(
         column_scores_kernel,
         (p.units * sweep.num_splits,),
         query,
-        q_ptr=query,
-        k_ptr=key,
-        k_desc=descriptor(key, sweep.block_keys, sweep.block_dim, target),
+        k_desc=descriptor(p.key, sweep.block_keys, sweep.block_dim, target),
         lse_ptr=lse,
-        out_scores_ptr=scores,
-        leftpad_ptr=p.leftpad_k,
-        seqused_ptr=p.seqused_k,
-        stride_qb=query.stride(0),
-        stride_qh=query.stride(1),
-        stride_qs=query.stride(2),
-        stride_kb=key.stride(0),
-        stride_kh=key.stride(1),
-        stride_ks=key.stride(2),
-        kv_heads=p.kv_heads,
-        group=p.group,
-        num_rows=p.num_rows,
-        num_prompt=p.num_prompt,
-        scale_log2=p.scale_log2,
+        out_scores_ptr=out,
         weight=1.0 / p.folded,
         num_splits=sweep.num_splits,
         tiles_per_split=sweep.tiles_per_split,
-        D=p.head_dim,
-        BLOCK_ROWS=sweep.block_rows,
-        BLOCK_KEYS=sweep.block_keys,
-        BLOCK_DIM=sweep.block_dim,
         ONE_ROW_TILE=p.folded <= sweep.block_rows,
-        PRECISION=target.precision(size),
-        num_warps=sweep.num_warps,
-        num_stages=sweep.num_stages,
+        **p.arguments(),
+        **p.padding(),
+        **sweep.arguments(target.precision(size)),
     )
-    return scores

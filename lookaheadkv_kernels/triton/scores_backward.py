@@ -13,11 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import heuristics
-from .attention import Problem
+from . import splits
 from .launch import launch, target_for
+from .problem import Problem
 from .scores import load_lse2
-from .tiles import load_keys, load_matrix, row_offsets, sum_splits, valid_keys
+from .splits import ceil_div
+from .tiles import load_keys, load_queries, program_of, sum_splits, valid_keys
 
 
 @triton.jit
@@ -78,17 +79,12 @@ def row_gradient_kernel(
     """One (KV head, split, row tile): parts of sum_j p g (delta), or of sum_j p (g - delta) k."""
     folded = group * num_rows
     row_tiles = tl.cdiv(folded, BLOCK_ROWS)
-    pid = tl.program_id(0)
-    rows = (pid % row_tiles) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    split = pid // row_tiles % num_splits
-    unit = (pid // row_tiles // num_splits).to(tl.int64)
-    b = unit // kv_heads
-    h = unit % kv_heads
+    row_tile, split, unit, b, h = program_of(row_tiles, num_splits, kv_heads)
+    rows = row_tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     first, last = valid_keys(leftpad_ptr, seqused_ptr, b, num_prompt)
     q_head = q_ptr + b * stride_qb + h * group * stride_qh
     k_head = k_ptr + b * stride_kb + h * stride_kh
-    offsets = row_offsets(rows, num_rows, stride_qh, stride_qs)
-    query = load_matrix(q_head, offsets, rows < folded, D, BLOCK_DIM)
+    query = load_queries(q_head, rows, num_rows, rows < folded, stride_qh, stride_qs, D, BLOCK_DIM)
     lse2 = load_lse2(lse_ptr + unit * folded, rows, folded)
     limit = num_prompt + rows % num_rows
     num_keys = num_prompt + num_rows
@@ -153,10 +149,8 @@ def key_gradient_kernel(
     folded = group * num_rows
     num_keys = num_prompt + num_rows
     tiles = tl.cdiv(num_keys, BLOCK_KEYS)
-    start = tl.program_id(0) % tiles * BLOCK_KEYS
-    unit = (tl.program_id(0) // tiles).to(tl.int64)
-    b = unit // kv_heads
-    h = unit % kv_heads
+    tile, _, unit, b, h = program_of(tiles, 1, kv_heads)
+    start = tile * BLOCK_KEYS
     first, last = valid_keys(leftpad_ptr, seqused_ptr, b, num_prompt)
     q_head = q_ptr + b * stride_qb + h * group * stride_qh
     k_head = k_ptr + b * stride_kb + h * stride_kh
@@ -168,8 +162,9 @@ def key_gradient_kernel(
     acc = tl.zeros([BLOCK_KEYS, BLOCK_DIM], tl.float32)
     for at in range(0, folded, BLOCK_ROWS):
         rows = at + tl.arange(0, BLOCK_ROWS)
-        offsets = row_offsets(rows, num_rows, stride_qh, stride_qs)
-        query = load_matrix(q_head, offsets, rows < folded, D, BLOCK_DIM)
+        query = load_queries(
+            q_head, rows, num_rows, rows < folded, stride_qh, stride_qs, D, BLOCK_DIM
+        )
         lse2 = load_lse2(lse_ptr + unit * folded, rows, folded)
         delta = tl.load(delta_ptr + unit * folded + rows, mask=rows < folded, other=0.0)
         limit = num_prompt + rows % num_rows
@@ -187,50 +182,30 @@ def key_gradient_kernel(
 def column_scores_backward(
     problem: Problem,
     grad_scores: Tensor,  # [B, Hkv, N] float32, contiguous
-    query: Tensor,  # [B, Hq, L, D]
-    key: Tensor,  # [B, Hkv, N + L, D]
     lse: Tensor,  # [B, Hq, L] float32, contiguous
-) -> tuple[Tensor, Tensor]:
-    """Gradients of query and key, contiguous, in their dtype."""
-    p, target = problem, target_for(query)
-    size = query.element_size()
-    sweep = heuristics.backward(p.units, p.folded, p.num_keys, p.head_dim, size, target)
+    out_query: Tensor,  # [B, Hq, L, D], as the next contiguous, in the inputs' dtype
+    out_key: Tensor,  # [B, Hkv, N + L, D]
+) -> None:
+    """Write the gradients of query and key."""
+    p, query = problem, problem.query
+    target, size = target_for(query), query.element_size()
+    sweep = splits.backward(p.units, p.folded, p.num_keys, p.head_dim, size, target)
     weight = p.scale / p.folded
     common = {
-        "q_ptr": query,
-        "k_ptr": key,
         "lse_ptr": lse,
         "grad_ptr": grad_scores,
-        "leftpad_ptr": p.leftpad_k,
-        "seqused_ptr": p.seqused_k,
-        "stride_qb": query.stride(0),
-        "stride_qh": query.stride(1),
-        "stride_qs": query.stride(2),
-        "stride_kb": key.stride(0),
-        "stride_kh": key.stride(1),
-        "stride_ks": key.stride(2),
-        "kv_heads": p.kv_heads,
-        "group": p.group,
-        "num_rows": p.num_rows,
-        "num_prompt": p.num_prompt,
-        "scale_log2": p.scale_log2,
-        "D": p.head_dim,
-        "BLOCK_ROWS": sweep.block_rows,
-        "BLOCK_KEYS": sweep.block_keys,
-        "BLOCK_DIM": sweep.block_dim,
-        "PRECISION": target.precision(size),
-        "num_warps": sweep.num_warps,
-        "num_stages": sweep.num_stages,
+        **p.arguments(),
+        **p.padding(),
+        **sweep.arguments(target.precision(size)),
     }
-    row_programs = p.units * sweep.num_splits * heuristics.ceil_div(p.folded, sweep.block_rows)
 
-    def over_rows(delta: Tensor | None, out: Tensor, row_size: int, weight: float) -> Tensor:
+    def over_rows(delta: Tensor | None, out: Tensor, row_size: int, weight: float) -> None:
         parts = query.new_empty(
             (p.units, sweep.num_splits, p.folded, row_size), dtype=torch.float32
         )
         launch(
             row_gradient_kernel,
-            (row_programs,),
+            (p.units * sweep.num_splits * ceil_div(p.folded, sweep.block_rows),),
             query,
             delta_ptr=delta,
             out_parts_ptr=parts,
@@ -239,18 +214,16 @@ def column_scores_backward(
             **common,
         )
         sum_splits(parts, out, p.units, p.folded * row_size, weight)
-        return out
 
-    delta = over_rows(None, query.new_empty((p.units, p.folded), dtype=torch.float32), 1, 1.0)
-    grad_query = over_rows(delta, query.new_empty(query.shape), p.head_dim, weight)
-    grad_key = key.new_empty(key.shape)
+    delta = query.new_empty((p.units, p.folded), dtype=torch.float32)
+    over_rows(None, delta, 1, 1.0)
+    over_rows(delta, out_query, p.head_dim, weight)
     launch(
         key_gradient_kernel,
-        (p.units * heuristics.ceil_div(p.num_keys, sweep.block_keys),),
+        (p.units * ceil_div(p.num_keys, sweep.block_keys),),
         query,
         delta_ptr=delta,
-        out_ptr=grad_key,
+        out_ptr=out_key,
         weight=weight,
         **common,
     )
-    return grad_query, grad_key

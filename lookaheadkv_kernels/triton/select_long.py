@@ -15,9 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import heuristics
+from . import splits
 from .launch import launch
-from .select import fill_slots, kept_count, load_keys_of_row
+from .select_keys import fill_slots, kept_count, load_keys_of_row
 from .tiles import valid_keys
 
 DIGITS = tl.constexpr(4)
@@ -102,7 +102,7 @@ def digit_histogram_kernel(
         "num_chunks",
     ]
 )
-def compact_kernel(
+def write_kept_kernel(
     keys_ptr,  # [B, Hkv, N] int32: pooled rank keys
     histograms_ptr,  # [DIGITS, B * Hkv * num_chunks, BINS] int32
     out_ptr,  # [B, Hkv, num_slots] int32
@@ -164,12 +164,12 @@ def compact_kernel(
 
 def select_long(
     keys: Tensor,  # [B, Hkv, N] int32: pooled rank keys
-    arguments: dict[str, Any],  # of select_row_kernel; its out_ptr is written
+    arguments: dict[str, Any],  # those that both forms of select take
 ) -> None:
     """Write the kept positions of every row."""
     batch, heads, length = keys.shape
-    block = heuristics.HISTOGRAM_CHUNK
-    chunks = heuristics.ceil_div(length, block)
+    block = splits.HISTOGRAM_CHUNK
+    chunks = splits.ceil_div(length, block)
     rows = batch * heads
     histograms = torch.empty((4, rows * chunks, 256), dtype=torch.int32, device=keys.device)
     for digit in range(4):
@@ -190,7 +190,7 @@ def select_long(
             },
         )
     launch(
-        compact_kernel,
+        write_kept_kernel,
         (rows, chunks),
         keys,
         keys_ptr=keys,

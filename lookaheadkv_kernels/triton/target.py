@@ -9,7 +9,7 @@ import os
 import torch
 from torch import Tensor
 
-from .heuristics import INTERPRETER, Target
+from .splits import INTERPRETER, Target
 
 
 @functools.cache

@@ -9,9 +9,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from . import heuristics
-from .heuristics import Target
 from .launch import launch
+from .splits import Target, ceil_div
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -27,6 +26,17 @@ def valid_keys(leftpad_ptr, seqused_ptr, b, num_prompt):
     if leftpad_ptr is not None:
         first = tl.minimum(tl.maximum(tl.load(leftpad_ptr + b), 0), last)
     return first, last
+
+
+@triton.jit
+def program_of(num_tiles, num_splits, kv_heads):
+    """(tile, split, unit, batch row, KV head) of this program.
+
+    A unit is a KV head of a batch row, or of a request. Tiles of the same split are neighbours.
+    """
+    pid = tl.program_id(0)
+    unit = (pid // num_tiles // num_splits).to(tl.int64)
+    return pid % num_tiles, pid // num_tiles % num_splits, unit, unit // kv_heads, unit % kv_heads
 
 
 @triton.jit
@@ -49,12 +59,20 @@ def row_offsets(rows, period, stride_h, stride_s):
 
 @triton.jit
 def load_matrix(ptr, offsets, keep, D: tl.constexpr, BLOCK_DIM: tl.constexpr):
-    """[len(offsets), BLOCK_DIM] rows at element offsets; zeros where ``keep`` is not."""
+    """[len(offsets), BLOCK_DIM] rows at element offsets; zeros where not ``keep``."""
     d = tl.arange(0, BLOCK_DIM)
     mask = keep[:, None]
     if D != BLOCK_DIM:
         mask = mask & (d < D)[None, :]
     return tl.load(ptr + offsets[:, None] + d[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def load_queries(
+    ptr, rows, period, keep, stride_h, stride_s, D: tl.constexpr, BLOCK_DIM: tl.constexpr
+):
+    """[len(rows), BLOCK_DIM] folded rows, as row_offsets counts them; zeros where not ``keep``."""
+    return load_matrix(ptr, row_offsets(rows, period, stride_h, stride_s), keep, D, BLOCK_DIM)
 
 
 @triton.jit
@@ -172,7 +190,7 @@ def sum_splits(parts: Tensor, out: Tensor, units: int, size: int, weight: float)
     block = 1024
     launch(
         sum_splits_kernel,
-        (units * heuristics.ceil_div(size, block),),
+        (units * ceil_div(size, block),),
         parts,
         parts_ptr=parts,
         out_ptr=out,

@@ -44,7 +44,8 @@ def test_layout(variant: Path) -> None:
     assert re.fullmatch(r"torch-stable-abi210-cpu-\w+-linux", variant.name)
     assert {path.name for path in variant.iterdir()} == {
         *package.MODULES,
-        *("__init__.py", "_ops.py", "metadata.json", f"{NAME}.abi3.so", "lookaheadkv_kernels"),
+        *("__init__.py", "_library.py", "_ops.py", "metadata.json"),
+        *(f"{NAME}.abi3.so", "lookaheadkv_kernels"),
     }
 
 

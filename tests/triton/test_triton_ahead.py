@@ -19,8 +19,15 @@ if os.environ.get("TRITON_INTERPRET"):
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
 from bench import triton_resources as table
-from lookaheadkv_kernels.triton import compact, heuristics, ops, paged, paged_select, tiles
-from lookaheadkv_kernels.triton.ahead import Resources, compile_key, resources
+from bench.triton_ahead import Resources, compile_key, resources
+from lookaheadkv_kernels.triton import (
+    compact,
+    implementation,
+    paged_plan,
+    paged_select,
+    splits,
+    tiles,
+)
 from lookaheadkv_kernels.triton.launch import record
 
 MATRIX = (
@@ -145,15 +152,15 @@ SHAPES = list(
 @pytest.mark.parametrize("target", table.TARGETS.values(), ids=lambda target: str(target.arch))
 def test_sweeps_cover_every_key_and_fit(target, size):
     choices = (
-        heuristics.attention,
-        heuristics.scores,
-        partial(heuristics.paged_scores, quantised=False),
-        partial(heuristics.paged_scores, quantised=True),
-        heuristics.backward,
+        splits.attention,
+        splits.scores,
+        partial(splits.paged_scores, quantised=False),
+        partial(splits.paged_scores, quantised=True),
+        splits.backward,
     )
     for choose, (keys, rows, head_dim) in itertools.product(choices, SHAPES):
         sweep = choose(8, rows, keys, head_dim, size, target)
-        tiles = heuristics.ceil_div(keys, sweep.block_keys)
+        tiles = splits.ceil_div(keys, sweep.block_keys)
         assert sweep.num_splits * sweep.tiles_per_split >= tiles
         assert (sweep.num_splits - 1) * sweep.tiles_per_split < tiles
         assert head_dim <= sweep.block_dim <= 256
@@ -165,19 +172,19 @@ def test_sweeps_cover_every_key_and_fit(target, size):
 
 
 def test_splits_fill_the_chip():
-    assert heuristics.splits(8, 512, 132) == (16, 32)  # one wave, as in the next three
-    assert heuristics.splits(132, 512, 132) == (1, 512)
-    assert heuristics.splits(1, 512, 132) == (128, 4)  # four tiles a split at least
-    assert heuristics.splits(1, 1, 132) == (1, 4)
-    assert heuristics.splits(500, 512, 132) == (5, 103)  # 18.9 waves of 103 instead of 3.8 of 512
+    assert splits.splits(8, 512, 132) == (16, 32)  # one wave, as in the next three
+    assert splits.splits(132, 512, 132) == (1, 512)
+    assert splits.splits(1, 512, 132) == (128, 4)  # four tiles a split at least
+    assert splits.splits(1, 1, 132) == (1, 4)
+    assert splits.splits(500, 512, 132) == (5, 103)  # 18.9 waves of 103 instead of 3.8 of 512
 
 
 def test_few_of_the_chip_idle_in_the_last_wave():
     """Nine tenths of it work on average, for any batch: also 136 units on 132 processors."""
     tiles, num_sms = 512, 132
     for units in range(1, 1000):
-        num_splits, per_split = heuristics.splits(units, tiles, num_sms)
-        waves = heuristics.ceil_div(units * num_splits, num_sms)
+        num_splits, per_split = splits.splits(units, tiles, num_sms)
+        waves = splits.ceil_div(units * num_splits, num_sms)
         assert units * tiles / (waves * per_split * num_sms) > 0.9
 
 
@@ -186,7 +193,8 @@ def test_plans_of_any_batch_are_aligned():
     for requests in range(1, 10):
         lens = torch.empty(requests, dtype=torch.int32, device="meta")
         with record(table.TARGETS["sm_90"]):
-            made = paged.plan(torch.empty(requests + 1, device="meta"), lens, None, 32, 99, 99)
+            starts = torch.empty(requests + 1, device="meta")
+            made = paged_plan.plan(starts, lens, 32, num_queries=99, most_keys=99)
         for name, field in vars(made).items():
             assert field.shape == (requests,) and field.is_contiguous(), name
             assert field.storage_offset() * field.element_size() % 16 == 0, name
@@ -204,7 +212,7 @@ def test_grids_of_long_rows_are_possible():
     """The first axis takes 2^31 - 1 programs, the second 65,535: too few for 1,024 keys each."""
     scores = torch.empty(2, 8, 2**27, device="meta")
     with record(table.TARGETS["sm_90"]) as launches:
-        ops.select(scores, 128, pool_kernel=101)
+        implementation("select")(scores, 128, pool_kernel=101)
         tiles.sum_splits(scores, scores[:, 0], 2, 2**27, 1.0)
         paged_select.reduce_heads(scores, torch.empty(2, dtype=torch.int32, device="meta"), True)
     kernels = {launch.kernel.__name__ for launch in launches}
@@ -222,13 +230,13 @@ def test_column_scores_hoist_all_rows_on_hopper():
         ("sm_90", 128, 128),
         ("sm_90", 512, 128),
     ):
-        sweep = heuristics.scores(8, rows, 32_768, 128, 2, table.TARGETS[name])
+        sweep = splits.scores(8, rows, 32_768, 128, 2, table.TARGETS[name])
         assert (sweep.block_rows, sweep.num_stages >= 2) == (tile, True)
 
 
 def test_column_scores_in_little_shared_memory():
     """99 KB hold 34 KB of rows with four tiles of 64 keys once; twice not even with two of 32."""
-    sweep = heuristics.scores(8, 128, 32_768, 128, 2, heuristics.Target("cuda", 89, 128, 101_376))
+    sweep = splits.scores(8, 128, 32_768, 128, 2, splits.Target("cuda", 89, 128, 101_376))
     assert (sweep.block_keys, sweep.num_stages, sweep.num_splits) == (64, 4, 16)
 
 
@@ -242,21 +250,19 @@ def test_paged_scores_leave_registers_for_addresses():
         ("sm_80", True, 32, 3),
         ("gfx942", True, 64, 2),
     ):
-        sweep = heuristics.paged_scores(32, 128, 32_768, 128, 2, table.TARGETS[name], quantised)
+        sweep = splits.paged_scores(32, 128, 32_768, 128, 2, table.TARGETS[name], quantised)
         assert (sweep.block_keys, sweep.num_stages) == (keys, stages)
 
 
-@pytest.mark.parametrize("keys, splits", [(4096, 1), (131_072, 16), (131_073, 17)])
-def test_one_long_request_among_many_is_split(keys, splits):
+@pytest.mark.parametrize("keys, expected", [(4096, 1), (131_072, 16), (131_073, 17)])
+def test_one_long_request_among_many_is_split(keys, expected):
     """64 requests of 8 heads fill the chip without splits, but all except one may be idle."""
     target = table.TARGETS["sm_90"]
-    sweep = heuristics.attention(64 * 8, 128, keys, 128, 2, target, False)
-    assert heuristics.paged_splits(sweep, keys).num_splits == splits
-    assert heuristics.paged_scores(64 * 8, 128, keys, 128, 2, target, False).num_splits == splits
+    sweep = splits.attention(64 * 8, 128, keys, 128, 2, target, False)
+    assert splits.paged_splits(sweep, keys).num_splits == expected
+    assert splits.paged_scores(64 * 8, 128, keys, 128, 2, target, False).num_splits == expected
 
 
 def test_same_choice_for_same_shapes():
-    sweeps = {
-        heuristics.attention(8, 128, 32_800, 128, 2, table.TARGETS["sm_90"]) for _ in range(3)
-    }
+    sweeps = {splits.attention(8, 128, 32_800, 128, 2, table.TARGETS["sm_90"]) for _ in range(3)}
     assert len(sweeps) == 1

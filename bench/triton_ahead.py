@@ -1,4 +1,4 @@
-"""Compiling recorded launches for a chip that need not be here, and what they take of it."""
+"""Compiles recorded launches for a chip that need not be here, and reads what they take of it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .heuristics import Target
-from .launch import Launch
+from lookaheadkv_kernels.triton.launch import Launch
+from lookaheadkv_kernels.triton.splits import Target
 
 TYPES = {
     torch.float32: "fp32",

@@ -57,6 +57,17 @@ class Sweep:
     num_warps: int
     num_stages: int
 
+    def arguments(self, precision: str) -> dict[str, int | str]:
+        """What every kernel takes of it; ``precision`` as :meth:`Target.precision` has it."""
+        return {
+            "BLOCK_ROWS": self.block_rows,
+            "BLOCK_KEYS": self.block_keys,
+            "BLOCK_DIM": self.block_dim,
+            "PRECISION": precision,
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+        }
+
 
 def ceil_div(a: int, b: int) -> int:
     """a / b rounded up."""
@@ -127,11 +138,8 @@ def attention(
     with_value: bool = True,
 ) -> Sweep:
     """The sweep of ``rows`` folded rows over ``keys``, for each of ``units`` KV heads."""
-    block_rows, block_keys = (
-        row_tile(rows, head_dim, element_size),
-        key_tile(head_dim, element_size),
-    )
-    width = block_dim(head_dim)
+    block_rows = row_tile(rows, head_dim, element_size)
+    block_keys, width = key_tile(head_dim, element_size), block_dim(head_dim)
     # The output accumulators fill the registers with one program; without them two fit, and one
     # computes while the other waits for its tile.
     resident = 1 if with_value else 2

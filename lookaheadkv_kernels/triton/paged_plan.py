@@ -13,8 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import heuristics
+from .._checks_paged import PagedSelection
 from .launch import launch
+from .splits import ceil_div
 
 
 @triton.jit(
@@ -93,35 +94,35 @@ class Plan:
 
 
 def plan(
-    cu_seqlens_q: Tensor,  # [R + 1] int32, contiguous, as the others
+    cu_seqlens_q: Tensor,  # [R + 1] int32
     seq_lens: Tensor,  # [R] int32
-    budgets: Tensor | None,  # [R] int32
     num_rows: int,
+    *,
     num_queries: int,
     most_keys: int,
-    *,
-    max_budget: int = 0,
-    pinned: int = 0,
-    keep_observation: bool = False,
-    score_all: bool = False,
+    selection: PagedSelection | None = None,
     kept_lens: Tensor | None = None,  # [R] int32, written
 ) -> Plan:
-    """The plan of one op; ``score_all``: whatever the budgets are."""
+    """The plan of one op; without a ``selection`` every request is scored."""
     num_requests = seq_lens.shape[0]
     # Every field begins at 16 bytes: Triton compiles a kernel anew for other pointers.
-    pitch = heuristics.ceil_div(num_requests, 4) * 4
+    pitch = ceil_div(num_requests, 4) * 4
     fields = torch.empty((5, pitch), dtype=torch.int32, device=seq_lens.device)
-    kept_lens = torch.empty_like(seq_lens) if kept_lens is None else kept_lens
+    budgets, max_budget, pinned, keep_observation = None, 0, 0, False
+    if selection is not None:
+        budgets, max_budget = selection.budgets, selection.max_budget
+        pinned = selection.num_sink + selection.num_recent
+        keep_observation = selection.keep_observation
     block = 256
     launch(
         plan_kernel,
-        (heuristics.ceil_div(num_requests, block),),
+        (ceil_div(num_requests, block),),
         seq_lens,
-        cu_seqlens_ptr=cu_seqlens_q,
-        seq_lens_ptr=seq_lens,
-        budgets_ptr=budgets,
+        cu_seqlens_ptr=cu_seqlens_q.contiguous(),
+        seq_lens_ptr=seq_lens.contiguous(),
+        budgets_ptr=None if budgets is None else budgets.contiguous(),
         out_plan_ptr=fields,
-        out_kept_lens_ptr=kept_lens,
+        out_kept_lens_ptr=torch.empty_like(seq_lens) if kept_lens is None else kept_lens,
         num_requests=num_requests,
         pitch=pitch,
         num_rows=num_rows,
@@ -130,7 +131,7 @@ def plan(
         max_budget=max_budget,
         pinned=pinned,
         KEEP_OBSERVATION=keep_observation,
-        SCORE_ALL=score_all,
+        SCORE_ALL=selection is None,
         BLOCK=block,
         num_warps=4,
     )
