@@ -16,7 +16,7 @@ import torch
 import lookaheadkv_kernels as lkv
 from bench import machine, suite
 from bench.cases import Point, grid
-from bench.clock import gpu_timer
+from bench.clock import Calls, gpu_timer
 from bench.work import Rates, Work, measure_rates, usual_dtype
 from lookaheadkv_kernels.triton.target import interpreting
 
@@ -122,8 +122,8 @@ def measure(
 
     def run(
         room: str,
-        ours: suite.Calls,
-        peers: dict[str, suite.Calls],
+        ours: Calls,
+        peers: dict[str, Calls],
         work: Work,
         budget: int | None = None,
     ) -> suite.Result:
