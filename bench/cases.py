@@ -16,7 +16,7 @@ BUDGETS = (64, 128, 256, 512, 1024, 2048)
 
 @dataclass(frozen=True)
 class Case:
-    """One attention layer: sizes as in the DESIGN's section 2, batch 1."""
+    """The sizes of one attention layer, batch 1."""
 
     num_heads: int = 32
     num_kv_heads: int = 8
@@ -40,7 +40,7 @@ class Case:
 
     @property
     def key_bytes(self) -> int:
-        """Bytes of K (or V): what one sweep has to read."""
+        """Bytes of K, or of V."""
         return self.num_kv_heads * self.num_keys * self.head_dim * self.dtype.itemsize
 
     @property
@@ -87,7 +87,7 @@ def paper_shapes() -> dict[str, Case]:
 
 @dataclass(frozen=True)
 class Point:
-    """A place in the grid that the latency suite walks."""
+    """One setting that the latency suite measures."""
 
     models: str
     num_prompt: int
@@ -112,19 +112,29 @@ class Point:
         return f"{self.models}-N{self.num_prompt}-{name}"
 
 
-def grid(full: bool, prompts: Sequence[int] = ()) -> list[Point]:
-    """Every point of the full set, or the few of the short one; ``prompts`` replaces its lengths.
+def grid(
+    full: bool,
+    prompts: Sequence[int] = (),
+    dtypes: Sequence[torch.dtype] = (torch.bfloat16, torch.float32),
+) -> list[Point]:
+    """Every point of the full set, or the few of the short one.
 
     Short: all shapes at 4K with one budget, and Llama-3.1-8B's at 16K with the smallest and the
-    largest; in float32 at 4K alone.
+    largest; other dtypes than the first at 4K alone.
+
+    Args:
+        full: whether to take the full set.
+        prompts: lengths in place of the set's.
+        dtypes: the usual one first.
     """
     shapes = paper_shapes()
+    usual, *others = dtypes
     if full:
         return [
             Point(models, length, BUDGETS, dtype)
             for models in shapes
             for length in prompts or PROMPTS
-            for dtype in (torch.bfloat16, torch.float32)
+            for dtype in dtypes
         ]
     llama = next(
         models
@@ -132,9 +142,9 @@ def grid(full: bool, prompts: Sequence[int] = ()) -> list[Point]:
         if case.head_dim == LLAMA_8B.head_dim and case.num_heads == LLAMA_8B.num_heads
     )
     if prompts:
-        return [Point(llama, length, (128,)) for length in prompts]
+        return [Point(llama, length, (128,), usual) for length in prompts]
     return [
-        *(Point(models, PROMPTS[0], (128,)) for models in shapes),
-        Point(llama, PROMPTS[0], (128,), torch.float32),
-        Point(llama, PROMPTS[2], (BUDGETS[0], BUDGETS[-1])),
+        *(Point(models, PROMPTS[0], (128,), usual) for models in shapes),
+        *(Point(llama, PROMPTS[0], (128,), dtype) for dtype in others),
+        Point(llama, PROMPTS[2], (BUDGETS[0], BUDGETS[-1]), usual),
     ]

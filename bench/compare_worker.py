@@ -1,19 +1,19 @@
 """Times calls of whatever `lookaheadkv_kernels` is first on the path, one at a time, on request.
 
 `bench/compare.py` runs one of these for each revision, and writes a call's name to its input
-whenever it is its turn; the answer is the seconds that the call took. Everything it needs is here,
-because the revision's own benchmarks may be older.
+whenever it is its turn; the answer is the seconds that the call took. The clock is the file beside
+this one, and not that of the revision, whose benchmarks may be older.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from clock import WallClock, seconds_of  # type: ignore[import-not-found]  # beside this script
 
 import lookaheadkv_kernels as lkv
 
@@ -48,20 +48,18 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     torch.set_num_threads(settings["threads"])
     calls = make_calls(settings)
-    cuda = settings["device"] == "cuda"
+    clock = WallClock(settings["device"])
     for call in calls.values():
         call()
     print("ready", lkv.__file__, flush=True)
     for line in sys.stdin:
         call = calls[line.strip()]
-        if cuda:
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(settings["repeats"]):
-            call()
-        if cuda:
-            torch.cuda.synchronize()
-        print((time.perf_counter() - start) / settings["repeats"], flush=True)
+
+        def repeated(call: Callable[[], object] = call) -> None:
+            for _ in range(settings["repeats"]):
+                call()
+
+        print(seconds_of(clock, repeated) / settings["repeats"], flush=True)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ import torch
 import lookaheadkv_kernels as lkv
 from bench import machine, suite
 from bench.cases import Point, grid
-from bench.clock import gpu_timer
-from bench.work import Rates, Work, measure_rates
+from bench.clock import Calls, gpu_timer
+from bench.work import Rates, Work, measure_rates, usual_dtype
 from lookaheadkv_kernels.triton.target import interpreting
 
 RESULTS = pytest.StashKey[list[suite.Result]]()
@@ -67,12 +67,18 @@ def backends() -> list[Any]:
     return found
 
 
+def dtypes() -> list[torch.dtype]:
+    """What is measured: the usual dtype first, and float32."""
+    on_gpu = any(name != "cpu" for name in lkv.available_backends()) and not interpreting()
+    return list(dict.fromkeys([usual_dtype("cuda" if on_gpu else "cpu"), torch.float32]))
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     names = metafunc.fixturenames
     if "point" not in names:
         return
     config = metafunc.config
-    points = grid(config.getoption("--full"), config.getoption("--prompt"))
+    points = grid(config.getoption("--full"), config.getoption("--prompt"), dtypes())
     if "budget" in names:
         pairs = [(point, budget) for point in points for budget in point.budgets]
         ids = [f"{point.label}-budget{budget}" for point, budget in pairs]
@@ -116,8 +122,8 @@ def measure(
 
     def run(
         room: str,
-        ours: suite.Calls,
-        peers: dict[str, suite.Calls],
+        ours: Calls,
+        peers: dict[str, Calls],
         work: Work,
         budget: int | None = None,
     ) -> suite.Result:

@@ -1,9 +1,9 @@
-"""Has a call become slower? `python -m bench.gate` says so by its exit status.
+"""Has a call become slower? The exit status of `python -m bench.gate` says so.
 
 Every room is timed in turn with a peer that does the same work in plain PyTorch. On a machine whose
 figures are stored (`--record`; by device, torch and CUDA version, bench/baselines/) the ratio of
-the two may be at most 1.2 times the stored one, and on a GPU, whose clock nobody shares, neither
-may our time. Everywhere else each room must beat its peer by a modest factor. What looks slow is
+the two may be at most 1.2 times the stored one; on a GPU, which nobody shares, the same holds for
+our time. Everywhere else each room must beat its peer by a modest factor. What looks slow is
 measured again before it counts: other programs disturb a round or an attempt, not all of them.
 """
 
@@ -23,12 +23,12 @@ import torch
 import lookaheadkv_kernels as lkv
 from bench import machine
 from bench.cases import Case
-from bench.clock import Call, Clock, clock_of
-from bench.measure import interleaved
+from bench.clock import Call, Clock, clock_of, interleaved
 from bench.peers.eager import eager_score_and_evict, eager_scores
 from bench.peers.pool_topk import pool_topk_sorted, torch_gather
 from bench.peers.sdpa import sdpa_and_eager_scores
 from bench.ratios import Batch, Verdict, judge
+from bench.work import usual_dtype
 
 BASELINES = Path(__file__).resolve().parent / "baselines"
 LIMIT = 1.2
@@ -66,7 +66,8 @@ def in_turn(ours: Call, peer: Call, rounds: int, clock: Clock) -> Batch:
 
 def gated_calls(device: str, num_prompt: int) -> list[Gated]:
     """Every room and the whole, at Llama-3.1-8B's shapes."""
-    query, key, value = Case(num_prompt=num_prompt).inputs(device=device)
+    case = Case(num_prompt=num_prompt, dtype=usual_dtype(device))
+    query, key, value = case.inputs(device=device)
     lse = lkv.lookahead_attention(query, key, value).lse
     scores = torch.rand(key.shape[0], key.shape[1], num_prompt, device=device)
     indices = lkv.select(scores, BUDGET)

@@ -87,7 +87,7 @@ tests() {
 }
 
 bars() {
-  step "$1-bars" 120 env LOOKAHEADKV_BACKEND="$1" "$PYTHON" -m bench.gpu_bars \
+  step "$1-bars" 120 env LOOKAHEADKV_BACKEND="$1" "$PYTHON" -m bench.bars gpu \
     --json "$OUT/$1-bars.json"
 }
 

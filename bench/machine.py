@@ -1,4 +1,4 @@
-"""Where a figure was measured: the facts that go into every JSON file, and the key of baselines."""
+"""Where a figure was measured: the facts in every JSON file, and the key of stored baselines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def commit() -> str:
 
 
 def device_name(device: torch.device | str) -> str:
-    """The GPU, or the CPU with what decides its speed besides: instruction set and threads."""
+    """The GPU; or the CPU with its instruction set and threads, which decide its speed, too."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name()
     return f"{cpu_model()}, {active_isa()}, {torch.get_num_threads()} threads"
@@ -45,6 +45,11 @@ def command(module: str) -> str:
     return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
+def host() -> dict[str, Any]:
+    """The CPU, torch's threads and its version: on what a model's results were measured."""
+    return {"cpu": cpu_model(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
 def facts(device: torch.device | str, command: str) -> dict[str, Any]:
     """The key, and when and how it was measured."""
     today = datetime.date.today().isoformat()
@@ -52,5 +57,5 @@ def facts(device: torch.device | str, command: str) -> dict[str, Any]:
 
 
 def slug(text: str) -> str:
-    """A file name."""
+    """The text as part of a file name."""
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")

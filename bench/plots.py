@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
+from bench.pictures import log_ticks, panel, save
+from bench.text import length_of
 
 Run = dict[str, Any]
 Result = dict[str, Any]
@@ -17,30 +17,21 @@ WHOLE = "score_and_evict"
 LEAST_LENGTHS = 2  # of a curve
 
 
-def _figure(width: float = 8.0, height: float = 4.5) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
-
-
-def _length(keys: int) -> str:
-    return f"{keys // 1024}K" if keys % 1024 == 0 else str(keys)
-
-
 def _short(result: Result) -> str:
     """A label that fits beside a bar."""
     models = result["models"].split("+")
     more = "+" if len(models) > 1 else ""
     budget = "" if result["budget"] is None else f", {result['budget']}"
-    return f"{models[0]}{more}, {result['dtype']}, {_length(result['num_prompt'])}{budget}"
+    return f"{models[0]}{more}, {result['dtype']}, {length_of(result['num_prompt'])}{budget}"
 
 
 def ratios(run: Run) -> Figure | None:
-    """How many times as long as ours the peers of the whole op take."""
+    """How many times as long as our whole op its peers take."""
     results = [result for result in run["results"] if result["room"] == WHOLE]
     if not results:
         return None
     peers = list(dict.fromkeys(name for result in results for name in result["peers"]))
-    figure, axes = _figure(height=1.5 + 0.75 * len(results))
+    figure, axes = panel(8, 1.5 + 0.75 * len(results))
     thickness = 0.8 / len(peers)
     for number, name in enumerate(peers):
         rows = [
@@ -74,7 +65,7 @@ def ratios(run: Run) -> Figure | None:
 def floors(run: Run) -> Figure:
     """How near each room comes to its floor."""
     rooms = list(dict.fromkeys(result["room"] for result in run["results"]))
-    figure, axes = _figure()
+    figure, axes = panel(8, 4.5)
     for room in rooms:
         results = [result for result in run["results"] if result["room"] == room]
         axes.scatter(
@@ -84,11 +75,8 @@ def floors(run: Run) -> Figure:
             alpha=0.7,
         )
     axes.axhline(1, color="black", linewidth=0.8)
-    axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    lengths = sorted({result["num_prompt"] for result in run["results"]})
-    axes.set_xticks(lengths, [_length(length) for length in lengths])
-    axes.minorticks_off()
+    log_ticks(axes, sorted({result["num_prompt"] for result in run["results"]}), length_of)
     axes.set_xlabel("prompt keys")
     axes.set_ylabel("time / floor")
     axes.legend()
@@ -96,7 +84,7 @@ def floors(run: Run) -> Figure:
 
 
 def _series(results: list[Result]) -> list[Result]:
-    """Of one shape, dtype and budget: the ones measured at the most lengths."""
+    """The results of the shape, dtype and budget that were measured at the most lengths."""
     groups: dict[tuple[Any, ...], list[Result]] = {}
     for result in results:
         key = (result["models"], result["dtype"], result["budget"], result["backend"])
@@ -107,19 +95,15 @@ def _series(results: list[Result]) -> list[Result]:
 
 def growth(run: Run) -> Figure | None:
     """Time over the length of the prompt, ours and the peers'."""
-    return _over_length(
-        run, "seconds", "seconds", lambda value: value, "time of score_and_evict and its peers"
-    )
+    title = "time of score_and_evict and its peers"
+    return _over_length(run, "seconds", "seconds", lambda value: value, title)
 
 
 def memory(run: Run) -> Figure | None:
     """Extra memory over the length of the prompt, ours and the peers'."""
+    label = "MiB beyond the inputs, results included"
     return _over_length(
-        run,
-        "peak_extra_bytes",
-        "MiB beyond the inputs, results included",
-        lambda value: value / 2**20,
-        "peak extra memory",
+        run, "peak_extra_bytes", label, lambda value: value / 2**20, "peak extra memory"
     )
 
 
@@ -130,7 +114,7 @@ def _over_length(
     series = _series(results) if results else []
     if len(series) < LEAST_LENGTHS:
         return None
-    figure, axes = _figure()
+    figure, axes = panel(8, 4.5)
     lengths = [result["num_prompt"] for result in series]
     axes.plot(lengths, [unit(result[field]) for result in series], "o-", label="ours", linewidth=2)
     for name in series[0]["peers"]:
@@ -141,14 +125,12 @@ def _over_length(
             "o--",
             label=name,
         )
-    axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xlabel("prompt keys")
     axes.set_ylabel(label)
     first = series[0]
     axes.set_title(f"{title}: {first['models']}, {first['dtype']}, budget {first['budget']}")
-    axes.set_xticks(lengths, [_length(length) for length in lengths])
-    axes.minorticks_off()
+    log_ticks(axes, lengths, length_of)
     axes.legend()
     return figure
 
@@ -157,7 +139,7 @@ def first_token(run: Run) -> Figure:
     """Overhead of every method over the forward."""
     lengths = list(run["results"])
     names = [name for name in run["results"][lengths[0]]["methods"] if name != "forward"]
-    figure, axes = _figure()
+    figure, axes = panel(8, 4.5)
     width = 0.8 / len(names)
     for number, name in enumerate(names):
         rows = [run["results"][length]["methods"][name]["overhead"] for length in lengths]
@@ -183,7 +165,7 @@ def first_token(run: Run) -> Figure:
 
 
 def draw(run: Run, folder: Path, stem: str) -> list[Path]:
-    """Every picture that a run gives, as PNG files."""
+    """Draw every picture of a run as a PNG file; returns the files."""
     kinds: dict[str, dict[str, Callable[[Run], Figure | None]]] = {
         "suite": {"ratios": ratios, "floors": floors, "growth": growth, "memory": memory},
         "ttft": {"first-token": first_token},
@@ -193,6 +175,5 @@ def draw(run: Run, folder: Path, stem: str) -> list[Path]:
         figure = make(run)
         if figure is not None:
             paths.append(folder / f"{stem}--{name}.png")
-            # Without the version of matplotlib in it the same run gives the same file.
-            figure.savefig(paths[-1], dpi=100, metadata={"Software": None})
+            save(figure, paths[-1], dpi=100)
     return paths

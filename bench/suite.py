@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from bench.cases import Point
-from bench.clock import Call, Clock, clock_of, seconds_of
-from bench.measure import peak_extra_bytes
+from bench.clock import Call, Calls, Clock, clock_of, seconds_of
+from bench.memory import peak_extra_bytes
 from bench.ratios import Ratio, median_ratio
 from bench.work import Rates, Work
 
-Calls = Sequence[Call]  # the same call on several inputs
 LEAST_ROUNDS, MOST_ROUNDS = 7, 60
-# It reads a score on the host: no CUDA graph can hold it, and it is launched from Python.
+# Reads a score on the host, which no CUDA graph can capture: it is launched from Python.
 WAITING = "kvpress SnapKV"
 
 

@@ -19,8 +19,9 @@ import torch
 import triton
 
 import lookaheadkv_kernels as lkv
+from bench.bars.gpu import inputs
 from bench.cases import Case
-from bench.gpu_bars import Calls, graph_time, inputs
+from bench.clock import Calls, graph_time
 from lookaheadkv_kernels.triton import splits
 from lookaheadkv_kernels.triton.splits import Sweep, ceil_div
 from lookaheadkv_kernels.triton.target import target_of

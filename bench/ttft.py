@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,12 @@ from typing import Any
 import torch
 
 from bench import machine
-from bench.measure import keep_freed_memory, peak_extra_bytes
+from bench.clock import WallClock, interleaved, medians, seconds_of
+from bench.memory import keep_freed_memory, peak_extra_bytes
 from bench.ratios import median_ratio
+from bench.report import length_section
 from bench.ttft_methods import QUICK, Models, decoders, methods
+from bench.work import usual_dtype_name
 from lookaheadkv_kernels.integrations.transformers.attention import attach
 
 # What the paper measured for LLaMA-3.1-8B on an H100 (table 5): TTFT and overhead in ms.
@@ -59,19 +61,8 @@ PAPER = {
 PAPER_MODEL = "llama-3.1-8b"
 
 
-def seconds_of(call: Callable[[], object], cuda: bool) -> float:
-    """Wall time, the device's work included."""
-    if cuda:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    if cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def overhead(taken: dict[str, list[float]], name: str, base: str) -> dict[str, float]:
-    """What ``name`` takes beyond ``base``, over the rounds that both ran in."""
+    """How much longer ``name`` takes than ``base``, over the rounds that both ran in."""
     pairs = list(zip(taken[name], taken[base], strict=False))  # the slow ones stop earlier
     ratio = median_ratio([own for own, _ in pairs], [alone for _, alone in pairs])
     return {
@@ -92,6 +83,7 @@ def measure_prefill(
     difference of large times go on to ``rounds``.
     """
     device = models.target.device
+    clock = WallClock(device)
     found = methods(models, budget)
     taken: dict[str, list[float]] = {name: [] for name in found}
 
@@ -103,7 +95,7 @@ def measure_prefill(
     for round_ in range(rounds):
         for name in found:
             if round_ < slow_rounds or name in QUICK:
-                taken[name].append(seconds_of(run(name), device.type == "cuda"))
+                taken[name].append(seconds_of(clock, run(name)))
     return {
         name: {
             "seconds": statistics.median(taken[name]),
@@ -120,49 +112,23 @@ def measure_prefill(
 def measure_decoding(
     models: Models, num_tokens: int, budget: int, steps: int
 ) -> dict[str, dict[str, float]]:
-    """Median seconds of a decoding step behind a prompt, and tokens a second."""
-    device = models.target.device
+    """Median seconds of a decoding step behind a prompt, and tokens per second."""
     calls = decoders(models, budget, models.prompt(num_tokens))
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for step in range(steps + 2):
-        for name, call in calls.items():
-            seconds = seconds_of(call, device.type == "cuda")
-            if step >= 2:  # the first two warm up
-                taken[name].append(seconds)
+    taken = medians(interleaved(calls, steps, warmup=2, clock=WallClock(models.target.device)))
     return {
-        name: {
-            "seconds": statistics.median(values),
-            "tokens_per_second": 1 / statistics.median(values),
-        }
-        for name, values in taken.items()
+        name: {"seconds": seconds, "tokens_per_second": 1 / seconds}
+        for name, seconds in taken.items()
     }
 
 
-def table(length: int, rows: dict[str, dict[str, Any]], paper: dict[str, Any]) -> list[str]:
-    """One length as text."""
-    lines = [
-        f"{length:6} tokens         TTFT ms  overhead ms  overhead %      [95 %]        "
-        "% over full cache  extra MB  paper ms  paper overhead ms"
-    ]
-    for name, row in rows.items():
-        over = row["overhead"]
-        ttft, added = paper.get(name, (None, None))
-        lines.append(
-            f"{name:20} {1e3 * row['seconds']:10.1f} {over['ms']:12.1f} {over['percent']:11.2f} "
-            f"[{over['percent_low']:7.2f}, {over['percent_high']:7.2f}] "
-            f"{row['overhead_over_full_cache']['percent']:18.2f} "
-            f"{row['peak_extra_bytes'] / 1e6:9.1f} {'' if ttft is None else ttft:>9} "
-            f"{'' if added is None else added:>18}"
-        )
-    return lines
-
-
 def main() -> None:
-    """Measure and print a table for every length."""
+    """Measure, and print a table for every length."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument(
+        "--dtype", help="default: bfloat16, or float32 on a CPU without instructions for it"
+    )
     parser.add_argument("--length", type=int, action="append", help="tokens; repeatable")
     parser.add_argument("--budget", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=7, help="of the quick methods")
@@ -172,11 +138,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.device == "cpu":
         keep_freed_memory()
-    models = Models.make(options.model, getattr(torch, options.dtype), options.device)
+    dtype = options.dtype or usual_dtype_name(options.device)
+    models = Models.make(options.model, getattr(torch, dtype), options.device)
     attach(models.target)
     on_gpu = models.target.device.type == "cuda"
     print(
-        f"{options.model}, {options.dtype}, budget {options.budget}, "
+        f"{options.model}, {dtype}, budget {options.budget}, "
         f"{machine.device_name(models.target.device)}"
     )
     results = {}
@@ -185,15 +152,13 @@ def main() -> None:
         speed = measure_decoding(models, length, options.budget, options.decode_steps)
         paper = PAPER.get(length, {}) if options.model == PAPER_MODEL else {}
         results[length] = {"methods": rows, "decode": speed, "paper": paper}
-        print("\n" + "\n".join(table(length, rows, paper)))
-        for name, row in speed.items():
-            print(f"    decoding, {name}: {row['tokens_per_second']:.1f} tokens a second")
+        print("\n" + "\n".join(length_section(length, results[length])), flush=True)
     if options.json:
         record = {
             "kind": "ttft",
             **machine.facts(models.target.device, machine.command("bench.ttft")),
             "model": options.model,
-            "dtype": options.dtype,
+            "dtype": dtype,
             "budget": options.budget,
             "results": results,
         }

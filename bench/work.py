@@ -1,23 +1,26 @@
-"""What each room has to read, write and compute at least, and how fast this device does either."""
+"""What each room must at least read, write and compute, and this device's rates for both."""
 
 from __future__ import annotations
 
+import functools
 import statistics
 from dataclasses import dataclass
 
 import torch
 
 from bench.cases import Case
-from bench.clock import clock_of, seconds_of
+from bench.clock import clock_of, interleaved
 
 COPY_ELEMENTS = {"cpu": 2**26, "cuda": 2**28}  # float32: far beyond any cache
-GEMM_SIZE = {"cpu": 2048, "cuda": 8192}
+GEMM_SIZES = {"cpu": (256, 2048), "cuda": (2048, 8192)}  # of the trial, and at most
+GEMM_SECONDS = 0.5  # that measuring a GEMM rate may take, about
 ROUNDS = 5
+SLOW_BFLOAT16 = 8  # times as long as float32: the CPU has no instructions for it
 
 
 @dataclass(frozen=True)
 class Work:
-    """Bytes that must move at least, every input and output once, and FLOPs."""
+    """The fewest bytes that must move (every input and output once), and FLOPs."""
 
     bytes: int
     flops: int
@@ -25,29 +28,66 @@ class Work:
 
 @dataclass(frozen=True)
 class Rates:
-    """What was measured on this device in this run."""
+    """Rates of this device, measured in this run."""
 
     bytes_per_second: float  # of a large copy, read and written bytes counted
     flops_per_second: float  # of a large square matrix product
 
     def floor(self, work: Work) -> float:
-        """Seconds that the work takes at these rates, bytes and FLOPs at the same time."""
+        """Seconds that the work takes at these rates; bytes move while FLOPs are done."""
         return max(work.bytes / self.bytes_per_second, work.flops / self.flops_per_second)
 
 
-def measure_rates(device: torch.device | str, dtype: torch.dtype) -> Rates:
-    """Copy bandwidth, and GEMM rate in ``dtype``: medians of a few rounds."""
-    kind = torch.device(device).type
-    clock = clock_of(device)
-    source = torch.ones(COPY_ELEMENTS[kind], device=device)
+def copy_rate(device: torch.device | str) -> float:
+    """Bytes per second of a large copy, read and written bytes counted: median of a few rounds."""
+    source = torch.ones(COPY_ELEMENTS[torch.device(device).type], device=device)
     target = torch.zeros_like(source)
-    copies = [seconds_of(clock, lambda: target.copy_(source)) for _ in range(ROUNDS + 1)][1:]
-    size = GEMM_SIZE[kind]
+    seconds = interleaved({"": lambda: target.copy_(source)}, ROUNDS, clock=clock_of(device))
+    return 2.0 * source.nbytes / statistics.median(seconds[""])
+
+
+def _product_seconds(
+    device: torch.device | str, dtype: torch.dtype, size: int, rounds: int
+) -> list[float]:
+    """Seconds of products of two square matrices, after one that is not counted."""
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    products = [seconds_of(clock, lambda: torch.matmul(left, right)) for _ in range(ROUNDS + 1)][1:]
-    return Rates(
-        2.0 * source.nbytes / statistics.median(copies), 2.0 * size**3 / statistics.median(products)
+    clock = clock_of(device)
+    return interleaved({"": lambda: torch.matmul(left, right)}, rounds, clock=clock)[""]
+
+
+def gemm_rate(device: torch.device | str, dtype: torch.dtype) -> float:
+    """FLOPs per second of a square matrix product, as large as GEMM_SECONDS allow: median."""
+    size, largest = GEMM_SIZES[torch.device(device).type]
+    seconds = min(_product_seconds(device, dtype, size, 2))
+    while size < largest and 8 * seconds * (ROUNDS + 1) < GEMM_SECONDS:
+        size, seconds = 2 * size, 8 * seconds
+    return 2.0 * size**3 / statistics.median(_product_seconds(device, dtype, size, ROUNDS))
+
+
+def measure_rates(device: torch.device | str, dtype: torch.dtype) -> Rates:
+    """Copy bandwidth, and GEMM rate in ``dtype``; takes about a second."""
+    return Rates(copy_rate(device), gemm_rate(device, dtype))
+
+
+@functools.cache
+def usual_dtype(device: torch.device | str = "cpu") -> torch.dtype:
+    """bfloat16, or float32 on a CPU that multiplies bfloat16 far more slowly.
+
+    A CPU without instructions for bfloat16 (AVX2 alone) multiplies it in torch at less than a
+    hundredth of the rate of float32; on others the two are alike, or bfloat16 is faster.
+    """
+    if torch.device(device).type != "cpu":
+        return torch.bfloat16
+    plain, half = (
+        min(_product_seconds("cpu", dtype, GEMM_SIZES["cpu"][0], 3))
+        for dtype in (torch.float32, torch.bfloat16)
     )
+    return torch.float32 if half > SLOW_BFLOAT16 * plain else torch.bfloat16
+
+
+def usual_dtype_name(device: torch.device | str = "cpu") -> str:
+    """:func:`usual_dtype` as command lines name it."""
+    return str(usual_dtype(device)).removeprefix("torch.")
 
 
 def _kept_bytes(case: Case, budget: int) -> int:
@@ -68,7 +108,7 @@ def attention_work(case: Case) -> Work:
 
 
 def scores_work(case: Case) -> Work:
-    """column_scores, the log-sum-exp given: query and K in, scores out."""
+    """column_scores, with the log-sum-exp given: query and K in, scores out."""
     lse = 4 * case.num_heads * case.num_rows
     return Work(case.query_bytes + case.key_bytes + lse + case.score_bytes, case.score_flops)
 

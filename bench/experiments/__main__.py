@@ -14,6 +14,7 @@ import torch
 
 from bench.experiments import accuracy, overhead, sweep
 from bench.experiments.subject import Subject
+from bench.work import usual_dtype_name
 
 CONFIG = Path(__file__).parent / "config.json"
 
@@ -26,7 +27,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, default=CONFIG, help="what the experiments are")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--weights", help="lookahead modules (default: the model's name)")
-    parser.add_argument("--dtype", default="bfloat16", help="of the model")
+    parser.add_argument(
+        "--dtype",
+        default=usual_dtype_name(),
+        help="of the model (default: bfloat16, or float32 on a CPU without instructions for it)",
+    )
     parser.add_argument("--shard", help="I/N: this process's share of the accuracy's samples")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's choice")
     arguments = parser.parse_args(argv)

@@ -142,18 +142,6 @@ def sweep(folder: Path) -> dict[str, Any]:
     }
 
 
-def as_lines(data: dict[str, Any]) -> str:
-    """JSON with a line for each row of its tables."""
-    parts = []
-    for name, value in data.items():
-        if name in ("cells", "tasks", "rows"):
-            rows = ",\n".join(json.dumps(row) for row in value)
-            parts.append(f"{json.dumps(name)}: [\n{rows}\n]")
-        else:
-            parts.append(f"{json.dumps(name)}: {json.dumps(value)}")
-    return "{\n" + ",\n".join(parts) + "\n}\n"
-
-
 def average(scores: Iterable[tuple[float, float]]) -> tuple[float, float]:
     """Mean over tasks of (score, standard error), and its standard error."""
     pairs = list(scores)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.experiments.__main__ import CONFIG
-from bench.experiments.condense import as_lines, complete, condense
+from bench.experiments.condense import complete, condense
 from bench.experiments.sections import SECTIONS
+from bench.store import write_lines
+from bench.text import DOCS
 from lookaheadkv_kernels.lookahead.files import write_atomically
-
-DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 HEAD = """\
 # Results
@@ -36,8 +36,7 @@ def collect(runs: Path, folder: Path, specs: dict[str, Any]) -> list[str]:
     unfinished = []
     for name, spec in specs.items():
         if complete(runs / name, spec):
-            small = condense(runs / name, spec["kind"])
-            write_atomically(folder / f"{name}.json", as_lines(small).encode())
+            write_lines(folder / f"{name}.json", condense(runs / name, spec["kind"]), 2)
         else:
             unfinished.append(name)
     return unfinished

@@ -9,6 +9,7 @@ from typing import Any
 from bench.experiments import plots
 from bench.experiments.condense import Scores
 from bench.experiments.variants import Variant, variants_of
+from bench.text import table
 
 Data = dict[str, dict[str, Any]]
 BAR_BUDGET = 256  # the bars are for budgets up to this
@@ -21,12 +22,6 @@ NOTES = (
     "here holds for prompts like those it was trained on. SpecKV is not among them: it needs a "
     "smaller model of the same tokenizer, and this is the smallest of its family."
 )
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table."""
-    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
-    return [*lines, *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def _listed(names: Sequence[str]) -> str:

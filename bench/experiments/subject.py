@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from lookaheadkv_kernels.info import cpu_model
 from lookaheadkv_kernels.integrations.transformers.attention import attach
 from lookaheadkv_kernels.integrations.transformers.loading import load
 from lookaheadkv_kernels.integrations.transformers.weights import find_modules
@@ -47,8 +46,3 @@ class Subject:
     def weights_sha256(self) -> str:
         """Checksum of the trained modules."""
         return weights_sha256(find_modules(self.weights))
-
-
-def machine() -> dict[str, Any]:
-    """Where times come from."""
-    return {"cpu": cpu_model(), "threads": torch.get_num_threads(), "torch": torch.__version__}

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from bench.experiments.store import Store
-from bench.experiments.subject import Subject, machine
+from bench import machine
+from bench.experiments.subject import Subject
 from bench.experiments.variants import Variant, samples_of, variants_of
+from bench.store import Store
 from lookaheadkv_kernels.evaluation.measures import group_mean, kept_mass, mean_over_layers
 from lookaheadkv_kernels.integrations.transformers.shared import SharedPrefill
 from lookaheadkv_kernels.lookahead import LookaheadModules
@@ -106,7 +107,7 @@ def run(spec: dict[str, Any], folder: Path, subject: Subject) -> None:
         for trainee in trainees:
             trained[trainee.variant.name] = trainee.modules.eval().requires_grad_(False)
             store.once(f"losses {trainee.variant.name}", partial(list, trainee.losses))
-    store.once("machine", machine)
+    store.once("machine", machine.host)
 
     def measure(recipe: Recipe, index: int) -> dict[str, dict[str, float]]:
         prompt = recipe[index].prompt_ids
@@ -116,11 +117,7 @@ def run(spec: dict[str, Any], folder: Path, subject: Subject) -> None:
     for kind, options in spec["held_out"].items():
         recipe = Recipe(subject.tokenizer, seed=HELD_OUT_SEED, split="heldout", skew=1.0, **options)
         for index in range(spec["prompts"]):
-            store.once(
-                f"held-out {kind} {index}",
-                partial(measure, recipe, index),
-            )
-            print(f"held-out {kind} {index}", flush=True)
+            store.once(f"held-out {kind} {index}", partial(measure, recipe, index))
 
 
 def _data(variant: Variant) -> tuple[int, str]:

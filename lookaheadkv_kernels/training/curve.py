@@ -20,10 +20,11 @@ def write_curve(
     ]
     text = "\n".join(["step,training_kl,held_out_kl", *rows]) + "\n"
     write_atomically(folder / "loss.csv", text.encode())
-    write_atomically(folder / "loss.png", _picture(losses, evaluations))
+    write_atomically(folder / "loss.png", picture(losses, evaluations))
 
 
-def _picture(losses: Sequence[float], evaluations: Sequence[tuple[int, float]]) -> bytes:
+def picture(losses: Sequence[float], evaluations: Sequence[tuple[int, float]]) -> bytes:
+    """The curve as a PNG file's bytes."""
     # Without pyplot: no global state and no display.
     from matplotlib.figure import Figure
 

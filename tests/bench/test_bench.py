@@ -15,7 +15,8 @@ from support.eviction_model import tiny
 
 from bench import report, work
 from bench.cases import BUDGETS, PROMPTS, Case, grid, paper_shapes
-from bench.measure import peak_extra_bytes
+from bench.memory import peak_extra_bytes
+from bench.text import DOCS
 
 PEERS = {
     "attention": {"sdpa + eager scores", "sdpa alone"},
@@ -48,7 +49,7 @@ def suite_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     plain = json.loads((folder / "benchmark.json").read_text())["benchmarks"]
     # pytest-benchmark's own file carries the same beside its own statistics.
     assert [entry["extra_info"] for entry in plain] == run["results"]
-    return {**run, "file": "run.json"}
+    return {**run, "name": "suite"}
 
 
 def test_suite_times_every_room_beside_its_peers(suite_run: dict[str, Any]) -> None:
@@ -113,10 +114,9 @@ def ttft_run() -> dict[str, Any]:
     rows = ttft.measure_prefill(models, 80, 40, rounds=3, slow_rounds=2)
     speed = ttft.measure_decoding(models, 80, 40, steps=3)
     paper = {"lookaheadkv": (141, 11.38), "forward": (130, None)}
-    print("\n".join(ttft.table(80, rows, paper)))
     return {
         "kind": "ttft",
-        "file": "ttft.json",
+        "name": "ttft",
         "date": "2026-01-01",
         "commit": "c",
         "command": "python -m bench.ttft",
@@ -159,7 +159,9 @@ def test_page_and_pictures(
 
     longer = [{**result, "num_prompt": 256} for result in suite_run["results"]]
     runs = [{**suite_run, "results": suite_run["results"] + longer}, ttft_run]
-    plots = {run["file"]: [p.name for p in draw(run, tmp_path, run["kind"])] for run in runs}
+    plots = {
+        report.stem_of(run): [p.name for p in draw(run, tmp_path, run["kind"])] for run in runs
+    }
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "suite--floors.png",
         "suite--growth.png",
@@ -178,7 +180,31 @@ def test_page_and_pictures(
 
 
 def test_page_is_what_the_measurements_say() -> None:
-    runs = report.load(report.DOCS / "measurements")
-    written = (report.DOCS / "performance.md").read_text()
+    runs = report.load(report.MEASUREMENTS)
+    written = (DOCS / "performance.md").read_text()
     assert runs
     assert written == report.page(runs, report.drawn_plots(runs))
+
+
+def test_runs_are_kept_by_machine_and_name(tmp_path: Path) -> None:
+    folder = tmp_path / "measurements"
+    folder.mkdir()
+    for name, device, date in (
+        ("b", "D 1", "1"),
+        ("a", "D 1", "2"),
+        ("b", "E", "3"),
+        ("b", "D 1", "4"),
+    ):
+        file = tmp_path / f"{name}.json"
+        file.write_text(json.dumps({"kind": "bars", "device": device, "date": date}))
+        report.add(folder, [file])
+    found = [(run["device"], run["name"], run["date"]) for run in report.load(folder)]
+    assert found == [("D 1", "a", "2"), ("D 1", "b", "4"), ("E", "b", "3")]
+    assert sorted(path.name for path in folder.iterdir()) == ["d-1.json", "e.json"]
+
+
+def test_page_of_the_packaged_modules_is_what_their_results_say() -> None:
+    pytest.importorskip("tqdm")
+    from bench import method_report
+
+    assert (DOCS / "smollm2.md").read_text() == method_report.page()

@@ -20,7 +20,7 @@ from support.build_tools import ROOT, checked
 import lookaheadkv_kernels as lkv
 from bench import compare, gate
 from bench.cases import Case
-from bench.clock import CpuClock
+from bench.clock import WallClock
 from bench.gate import Gated, Stored
 from bench.ratios import judge, median_ratio
 
@@ -82,7 +82,7 @@ def test_planted_slowdown_is_caught_by_the_peer_alone(work: Work) -> None:
 
 def test_a_gpu_is_held_to_its_own_time_too() -> None:
     work = hashing()
-    batch = gate.in_turn(work(1.0), work(1.0), 9, CpuClock())
+    batch = gate.in_turn(work(1.0), work(1.0), 9, WallClock())
     verdict = judge(batch, 1.2, most_seconds=1e-9, attempts=2)
     assert verdict.slow and verdict.attempts == 2 and verdict.ratio.value < 1.2
 

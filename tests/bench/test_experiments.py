@@ -20,8 +20,9 @@ from support.tiny_model import random_modules, save_tiny_model, tiny_llama
 from bench.experiments import __main__ as experiments
 from bench.experiments import overhead, page, sections, sweep
 from bench.experiments.condense import Scores, condense
-from bench.experiments.store import Store
 from bench.experiments.variants import variants_of
+from bench.store import Store
+from bench.text import DOCS
 from lookaheadkv_kernels.evaluation.records import Key, Shard, Writer, read_predictions
 from lookaheadkv_kernels.evaluation.report import metrics_of, write_metrics
 from lookaheadkv_kernels.integrations.transformers.weights import find_modules
@@ -186,12 +187,12 @@ def test_the_committed_experiments_are_whole() -> None:
 
 
 def test_the_committed_page_is_what_its_data_say(tmp_path: Path) -> None:
-    shutil.copytree(page.DOCS / "results", tmp_path / "results")
+    shutil.copytree(DOCS / "results", tmp_path / "results")
     assert page.write_page(tmp_path, list(json.loads(experiments.CONFIG.read_text())))
-    assert (tmp_path / "results.md").read_text() == (page.DOCS / "results.md").read_text()
+    assert (tmp_path / "results.md").read_text() == (DOCS / "results.md").read_text()
     checksum = weights_sha256(find_modules("smollm2-135m-instruct"))
     for name in ("accuracy", "context", "overhead"):
-        data = json.loads((page.DOCS / "results" / f"{name}.json").read_text())
+        data = json.loads((DOCS / "results" / f"{name}.json").read_text())
         assert data["facts"]["weights_sha256"] == checksum
 
 

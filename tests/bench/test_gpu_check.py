@@ -14,7 +14,7 @@ import pytest
 import torch
 from support.build_tools import ROOT, checked, run, tool
 
-from bench.gpu_bars import Bar, measure
+from bench.bars import Bar, measure
 
 SCRIPT = ROOT / "bench" / "gpu_check.sh"
 
@@ -61,20 +61,22 @@ def test_bars_are_kept_as_they_come(tmp_path: Path, fails: bool) -> None:
 
     def group(*floors: float) -> Iterator[Bar]:
         for floor in floors:
-            yield Bar("what", 3.0, floor, 1.5, 4.0)
+            yield Bar("what", 3.0 / floor, 1.5, "at most", figures={"floor": floor})
         if fails:
             raise RuntimeError("no kernel image")
 
     def last() -> Iterator[Bar]:
         kept.append(json.loads(path.read_text()))  # of the groups before
-        yield Bar("what", 3.0, 1.0, 1.5, 4.0)
+        yield Bar("what", 3.0, 1.5, "at most", figures={"floor": 1.0})
 
-    assert measure([("first", partial(group, 1.0, 2.0)), ("last", last)], {}, path) is not fails
+    _, failures = measure([("first", partial(group, 1.0, 2.0)), ("last", last)], {}, path)
+    assert bool(failures) is fails
     assert [bar["floor"] for bar in kept[0]["bars"]] == [1.0, 2.0]
+    assert [bar["met"] for bar in kept[0]["bars"]] == [False, True]
     assert kept[0]["failures"] == (["first: RuntimeError('no kernel image')"] if fails else [])
     assert len(json.loads(path.read_text())["bars"]) == 3
 
 
 def test_python_parts_start_without_a_gpu() -> None:
-    for module in ("gpu_facts", "gpu_small", "gpu_bars"):
+    for module in ("gpu_facts", "gpu_small", "bars.gpu"):
         checked([sys.executable, "-c", f"import bench.{module}"], cwd=ROOT)

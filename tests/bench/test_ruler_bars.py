@@ -8,7 +8,7 @@ from support.eval_texts import PieceTokenizer, prose
 pytest.importorskip("transformers")
 pytest.importorskip("tqdm")
 
-from bench.ruler_bars import check, faults
+from bench.bars.ruler import check, faults
 from lookaheadkv_kernels.evaluation.ruler import SYNTHETIC_TASKS, Essay, RulerTask
 
 LENGTH = 1024
@@ -19,11 +19,12 @@ def make(name: str, tokenizer: PieceTokenizer, seed: int = 0) -> RulerTask:
 
 
 @pytest.mark.parametrize("name", SYNTHETIC_TASKS)
-def test_samples_of_every_task_pass(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_samples_of_every_task_pass(name: str) -> None:
     tokenizer = PieceTokenizer()
     task = make(name, tokenizer)
-    assert check(task, make(name, tokenizer), tokenizer, LENGTH, samples=11) == 0
-    assert "11 samples of " in capsys.readouterr().out
+    bar = check(task, make(name, tokenizer), tokenizer, LENGTH, samples=11)
+    assert bar.met and bar.value == 0
+    assert "11 samples of " in str(bar)
 
 
 def test_what_is_wrong_is_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,8 +40,8 @@ def test_what_is_wrong_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     (found,) = faults(task, tokenizer, good._replace(references=("none",)), LENGTH)
     assert found == "not in the prompt: none"
     other = make("niah_multivalue", tokenizer, seed=1)
-    assert check(task, other, tokenizer, LENGTH, samples=1) == 1
-    assert check(task, task, tokenizer, 64, samples=2) == 2  # no room: an error is a failure
+    assert check(task, other, tokenizer, LENGTH, samples=1).value == 1
+    assert check(task, task, tokenizer, 64, samples=2).value == 2  # no room: an error is a failure
     told = capsys.readouterr()
     assert "another one when made again" in told.out + told.err
     assert "ValueError" in told.out + told.err

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 import lookaheadkv_kernels as lk
-from bench.measure import peak_extra_bytes
+from bench.memory import peak_extra_bytes
 from lookaheadkv_kernels import python_ref
 
 EVERY_DTYPE = (*DTYPES, *QUANTISED, torch.float64)

@@ -1,40 +1,16 @@
-"""Timing and memory of callables: interleaved rounds, medians, peak extra memory."""
+"""Peak extra memory of a call, and what glibc does with freed memory."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
-import statistics
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from bench.clock import Call, Clock, CpuClock, seconds_of
+from bench.clock import Call
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-
-
-def interleaved(
-    calls: Mapping[str, Call], rounds: int, warmup: int = 1, clock: Clock | None = None
-) -> dict[str, list[float]]:
-    """Seconds of every call in every round; each round runs all of them once, in turn.
-
-    Whatever else the machine does then falls on all of them alike.
-    """
-    clock = clock or CpuClock()
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        for _ in range(warmup):
-            call()
-    for _ in range(rounds):
-        for name, call in calls.items():
-            seconds[name].append(seconds_of(clock, call))
-    return seconds
-
-
-def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def keep_freed_memory() -> None:
@@ -50,9 +26,9 @@ def keep_freed_memory() -> None:
 
 
 def peak_extra_bytes(call: Call, device: torch.device | str = "cpu") -> int:
-    """Bytes that the call takes at once beyond what there was, its results included.
+    """Most bytes that the call holds at once beyond what was held before, its results included.
 
-    On a CPU by the resident set (Linux only), on a GPU by torch's allocator.
+    Measured by the resident set on a CPU (Linux only), by torch's allocator on a GPU.
     """
     gc.collect()
     if torch.device(device).type == "cuda":

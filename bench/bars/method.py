@@ -1,4 +1,4 @@
-"""The bars of the trained method on SmolLM2, measured: `python -m bench.method_bars --json FILE`.
+"""The bars of the trained method on SmolLM2: `python -m bench.bars method --json FILE`.
 
 On held-out prompts of every kind: KL of trained and untrained modules, and the share of the
 answer's attention that each policy keeps. On needles: how many each policy still finds. The model
@@ -8,22 +8,22 @@ kept in the file, so that an interrupted run goes on.
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench import machine
+from bench.bars import Bar, options
+from bench.clock import interleaved, medians
+from bench.store import Store
+from bench.work import usual_dtype_name
 from lookaheadkv_kernels.evaluation.measures import group_mean, kept_mass, mean_over_layers
 from lookaheadkv_kernels.evaluation.needle import needle_sample, noise_sentences, text_sentences
-from lookaheadkv_kernels.info import cpu_model
 from lookaheadkv_kernels.integrations.transformers import EvictableCache, Eviction
 from lookaheadkv_kernels.integrations.transformers.attention import attach
 from lookaheadkv_kernels.integrations.transformers.compat import cache_argument
@@ -31,7 +31,6 @@ from lookaheadkv_kernels.integrations.transformers.greedy import next_logits
 from lookaheadkv_kernels.integrations.transformers.loading import load
 from lookaheadkv_kernels.integrations.transformers.weights import find_modules
 from lookaheadkv_kernels.lookahead import LookaheadModules, load_modules
-from lookaheadkv_kernels.lookahead.files import write_atomically
 from lookaheadkv_kernels.policies import LAQ, FullCache, LookaheadPolicy, SnapKV, StreamingLLM
 from lookaheadkv_kernels.policies.base import Policy
 from lookaheadkv_kernels.training.recipe import Recipe, find_texts
@@ -50,34 +49,29 @@ HELD_OUT_SEED = 1000  # training has small seeds
 
 
 class Bench:
-    """The model, the policies, and the results so far."""
+    """The model and the policies.
 
-    def __init__(self, weights: str, path: Path) -> None:
-        self.model, self.tokenizer = load(MODEL, dtype=torch.bfloat16)
+    Args:
+        weights: packaged name or folder of the trained modules.
+        dtype: of the model.
+    """
+
+    def __init__(self, weights: str, dtype: torch.dtype) -> None:
+        self.model, self.tokenizer = load(MODEL, dtype=dtype)
         attach(self.model)
         self.trained = load_modules(find_modules(weights))
         self.untrained = LookaheadModules(self.trained.config)
         std = float(self.model.get_input_embeddings().weight.float().std())
         self.untrained.reset_parameters(std, torch.Generator().manual_seed(0))
-        self.path = path
-        self.results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
 
     def policies(self) -> dict[str, Policy]:
-        """By the names that the results have."""
+        """Every policy, by its name in the results."""
         return {
-            "lookaheadkv": LookaheadPolicy(self.trained.to(torch.bfloat16)),
+            "lookaheadkv": LookaheadPolicy(self.trained.to(self.model.dtype)),
             "snapkv": SnapKV(),
             "laq": LAQ(),
             "streaming_llm": StreamingLLM(),
         }
-
-    def once(self, name: str, measure: Callable[[], Any]) -> Any:
-        """``measure()``, unless an earlier run has done it."""
-        if name not in self.results:
-            self.results[name] = measure()
-            write_atomically(self.path, json.dumps(self.results, indent=1).encode())
-            print(name, self.results[name], flush=True)
-        return self.results[name]
 
     @torch.no_grad()
     def held_out(self, prompt_ids: list[int]) -> dict[str, float]:
@@ -96,7 +90,7 @@ class Bench:
 
     @torch.no_grad()
     def started(self, prompt_ids: list[int]) -> EvictableCache:
-        """All of a prompt but its end, which every policy goes on from: a prefill in two parts."""
+        """The cache of all but the prompt's last part, from which every policy continues."""
         cache = EvictableCache()
         next_logits(self.model, prompt_ids[:-LAST_PART], cache)
         return cache
@@ -122,7 +116,7 @@ class Bench:
         )
 
     def needle(self, prompt_ids: list[int], value: str) -> dict[str, bool]:
-        """Which policies still answer right at the needle budget."""
+        """Whether each policy still answers correctly at the needle budget."""
         found = {}
         started = self.started(prompt_ids)
         for name, policy in {"full": FullCache(), **self.policies()}.items():
@@ -190,13 +184,7 @@ def step_time(bench: Bench) -> dict[str, float]:
         with torch.no_grad():
             model(ids, logits_to_keep=1, use_cache=True)
 
-    times: dict[str, list[float]] = {"sample": [], "prefill": []}
-    for _ in range(7):  # in turn, so that both meet the machine in the same states
-        for name, run in (("sample", sample), ("prefill", prefill)):
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
+    return medians(interleaved({"sample": sample, "prefill": prefill}, rounds=6))
 
 
 def held_out_prompts(bench: Bench, kind: str, count: int) -> Iterator[list[int]]:
@@ -238,88 +226,88 @@ def mean_of(results: dict[str, Any], kind: str, figure: str) -> float:
     )
 
 
-def machine() -> dict[str, Any]:
-    """Where the figures come from."""
-    return {"cpu": cpu_model(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-
-
-def judge(results: dict[str, Any]) -> list[tuple[str, str, bool]]:
-    """(what, figures, met) for every bar."""
-    bars = []
-    for kind in KINDS:
-        trained = mean_of(results, kind, "kl trained")
-        untrained = mean_of(results, kind, "kl untrained")
-        bars.append(
-            (
-                f"{kind}: KL trained at most 1/4 of untrained",
-                f"{trained:.3f} of {untrained:.3f} ({trained / untrained:.2f})",
-                trained <= untrained / 4,
-            )
+def held_out_bars(results: dict[str, Any], kind: str) -> Iterator[Bar]:
+    """The bars on held-out prompts of one kind."""
+    trained = mean_of(results, kind, "kl trained")
+    untrained = mean_of(results, kind, "kl untrained")
+    yield Bar(
+        f"{kind}: KL trained at most 1/4 of untrained",
+        trained,
+        untrained / 4,
+        "at most",
+        f"{trained:.3f} of {untrained:.3f} ({trained / untrained:.2f})",
+    )
+    rivals = ("snapkv", "laq") if kind == "retrieval" else ("snapkv",)
+    for budget in BUDGETS:
+        masses = {
+            name: mean_of(results, kind, f"{name} {budget}")
+            for name in ("lookaheadkv", "snapkv", "laq")
+        }
+        yield Bar(
+            f"{kind}: kept mass at {budget} above {' and '.join(rivals)}",
+            masses["lookaheadkv"],
+            max(masses[rival] for rival in rivals),
+            "above",
+            ", ".join(f"{name} {mass:.3f}" for name, mass in masses.items()),
         )
-        rivals = ("snapkv", "laq") if kind == "retrieval" else ("snapkv",)
-        for budget in BUDGETS:
-            masses = {
-                name: mean_of(results, kind, f"{name} {budget}")
-                for name in ("lookaheadkv", "snapkv", "laq")
-            }
-            bars.append(
-                (
-                    f"{kind}: kept mass at {budget} above {' and '.join(rivals)}",
-                    ", ".join(f"{name} {mass:.3f}" for name, mass in masses.items()),
-                    all(masses["lookaheadkv"] > masses[rival] for rival in rivals),
-                )
-            )
+
+
+def bars(results: dict[str, Any]) -> Iterator[Bar]:
+    """Every bar of a finished run."""
+    for kind in KINDS:
+        yield from held_out_bars(results, kind)
     for length in NEEDLE_LENGTHS:
         found = [value for name, value in results.items() if name.startswith(f"needle {length} ")]
         right = {name: sum(sample[name] for sample in found) for name in found[0]}
-        bars.append(
-            (
-                f"needle, {length} tokens, budget {NEEDLE_BUDGET}: 85 % of the full cache's",
-                ", ".join(f"{name} {count}/{len(found)}" for name, count in right.items()),
-                right["lookaheadkv"] >= 0.85 * right["full"],
-            )
+        yield Bar(
+            f"needle, {length} tokens, budget {NEEDLE_BUDGET}: 85 % of the full cache's",
+            right["lookaheadkv"],
+            0.85 * right["full"],
+            text=", ".join(f"{name} {count}/{len(found)}" for name, count in right.items()),
         )
     peaks, times = results["memory"], results["step time"]
-    bars.append(
-        (
-            f"peak KV of {peaks['tokens']} tokens, budget 128: at most 1/10 of the full cache",
-            f"{peaks['cut'] / 1e6:.1f} of {peaks['full'] / 1e6:.1f} MB "
-            f"(1/{peaks['full'] / peaks['cut']:.1f})",
-            peaks["cut"] <= peaks["full"] / 10,
-        )
+    yield Bar(
+        f"peak KV of {peaks['tokens']} tokens, budget 128: at most 1/10 of the full cache",
+        peaks["cut"],
+        peaks["full"] / 10,
+        "at most",
+        f"{peaks['cut'] / 1e6:.1f} of {peaks['full'] / 1e6:.1f} MB "
+        f"(1/{peaks['full'] / peaks['cut']:.1f})",
     )
-    bars.append(
-        (
-            "training sample, 1,000 tokens: at most 2x the plain prefill",
-            f"{times['sample']:.2f} s of {times['prefill']:.2f} s "
-            f"({times['sample'] / times['prefill']:.2f}x)",
-            times["sample"] <= 2 * times["prefill"],
-        )
+    yield Bar(
+        "training sample, 1,000 tokens: at most 2x the plain prefill",
+        times["sample"],
+        2 * times["prefill"],
+        "at most",
+        f"{times['sample']:.2f} s of {times['prefill']:.2f} s "
+        f"({times['sample'] / times['prefill']:.2f}x)",
     )
-    return bars
 
 
-def main() -> None:
+def main(arguments: list[str]) -> int:
     """Measure, print, and say which bars are met."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options("method", __doc__)
     parser.add_argument("--weights", default=MODEL, help="packaged name or folder")
-    parser.add_argument("--json", type=Path, required=True, help="results; continued if there")
     parser.add_argument("--held-out", type=int, default=8, help="prompts of each kind")
     parser.add_argument("--needles", type=int, default=50, help="of each length")
-    arguments = parser.parse_args()
-    bench = Bench(arguments.weights, arguments.json)
-    bench.once("machine", machine)
-    bench.once("step time", partial(step_time, bench))
-    bench.once("memory", partial(memory, bench))
+    parser.add_argument(
+        "--dtype",
+        default=usual_dtype_name(),
+        help="of the model (default: bfloat16, or float32 on a CPU without instructions for it)",
+    )
+    chosen = parser.parse_args(arguments)
+    if chosen.json is None:
+        parser.error("--json is needed: the results, which are continued if the file exists")
+    bench, store = Bench(chosen.weights, getattr(torch, chosen.dtype)), Store(chosen.json)
+    store.once("machine", lambda: {**machine.host(), "dtype": chosen.dtype})
+    store.once("step time", partial(step_time, bench))
+    store.once("memory", partial(memory, bench))
     for kind in KINDS:
-        for index, ids in enumerate(held_out_prompts(bench, kind, arguments.held_out)):
-            bench.once(f"held-out {kind} {index}", partial(bench.held_out, ids))
+        for index, ids in enumerate(held_out_prompts(bench, kind, chosen.held_out)):
+            store.once(f"held-out {kind} {index}", partial(bench.held_out, ids))
     for length in NEEDLE_LENGTHS:
-        for index, (ids, value) in enumerate(needles(bench, length, arguments.needles)):
-            bench.once(f"needle {length} {index}", partial(bench.needle, ids, value))
-    for what, figures, met in judge(bench.results):
-        print(f"{what:55} {figures:75} {'met' if met else 'NOT MET'}")
-
-
-if __name__ == "__main__":
-    main()
+        for index, (ids, value) in enumerate(needles(bench, length, chosen.needles)):
+            store.once(f"needle {length} {index}", partial(bench.needle, ids, value))
+    for bar in bars(store.results):
+        print(bar)
+    return 0

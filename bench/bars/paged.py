@@ -1,4 +1,4 @@
-"""The bars of the paged ops on a CPU: `python -m bench.paged_bars [--layers 32]`.
+"""The bars of the paged ops on a CPU: `python -m bench.bars paged [--layers 32]`.
 
 Compaction of every layer's cache in place, 32K to 2K entries, Llama-3.1-8B shapes, against torch
 indexing that gathers to a copy and scatters it back; and scoring from pages against scoring from a
@@ -7,17 +7,19 @@ dense tensor. Ratios in the same run: interleaved rounds, medians. Takes 4.3 GB 
 
 from __future__ import annotations
 
-import argparse
-import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 import lookaheadkv_kernels as lkv
-from bench.bars import Bar, print_table
+from bench import machine
+from bench.bars import Bar, measure, options, status, times_better, times_faster
 from bench.cases import LLAMA_8B
-from bench.measure import interleaved, medians, peak_extra_bytes
+from bench.clock import interleaved, medians
+from bench.memory import peak_extra_bytes
 
 KEPT = 2048
 PAGE_SIZE = 16
@@ -36,7 +38,7 @@ class Layers:
         lkv.compact_kv_cache(self.caches, self.indices, self.kept_lens, self.block_table)
 
     def copy_and_scatter(self) -> None:
-        """The same with torch indexing, a layer at a time."""
+        """The same with torch indexing, one layer at a time."""
         heads = torch.arange(LLAMA_8B.num_kv_heads)[:, None]
         kept = torch.arange(KEPT).expand(LLAMA_8B.num_kv_heads, KEPT)
         table = self.block_table[0].long()
@@ -63,30 +65,18 @@ def make_layers(num_layers: int) -> Layers:
     )
 
 
-def compaction_bars(num_layers: int, rounds: int) -> list[Bar]:
+def compaction_bars(num_layers: int, rounds: int) -> Iterator[Bar]:
     """Time against the peer's, and the memory taken."""
     layers = make_layers(num_layers)
     times = medians(interleaved({"ours": layers.compact, "torch": layers.copy_and_scatter}, rounds))
+    what = f"compact_kv_cache, {num_layers} layers / gather to a copy and scatter"
+    yield times_faster(what, times["ours"], times["torch"], 3.0)
     extra = peak_extra_bytes(layers.compact)
-    return [
-        Bar(
-            f"compact_kv_cache, {num_layers} layers / gather to a copy and scatter",
-            times["torch"] / times["ours"],
-            3.0,
-            f"{times['ours'] * 1e3:.1f} ms",
-            f"{times['torch'] * 1e3:.1f} ms",
-        ),
-        Bar(
-            "1 MiB / extra memory of compact_kv_cache",
-            2**20 / max(extra, 1),
-            1.0,
-            f"{extra / 2**10:.0f} KiB",
-            "1024 KiB",
-        ),
-    ]
+    ours, ratio = f"{extra / 2**10:.0f} KiB", 2**20 / max(extra, 1)
+    yield times_better("1 MiB / extra memory of compact_kv_cache", ours, "1024 KiB", ratio, 1.0)
 
 
-def scoring_bars(rounds: int) -> list[Bar]:
+def scoring_bars(rounds: int) -> Iterator[Bar]:
     """Scores of one layer from pages against the dense op's, for bf16 and for int8 keys."""
     case = LLAMA_8B
     query, key, _ = case.inputs()
@@ -112,33 +102,30 @@ def scoring_bars(rounds: int) -> list[Bar]:
             rounds,
         )
     )
-    return [
-        Bar(
-            f"{name} / column_scores of a dense tensor",
-            times["dense"] / times[call],
-            wanted,
-            f"{times[call] * 1e3:.1f} ms",
-            f"{times['dense'] * 1e3:.1f} ms",
-        )
-        for name, call, wanted in (
-            ("paged_column_scores, pages of 16", "paged", 0.8),
-            ("paged_column_scores, int8 keys", "int8", 0.5),
-        )
-    ]
+    for name, call, wanted in (
+        ("paged_column_scores, pages of 16", "paged", 0.8),
+        ("paged_column_scores, int8 keys", "int8", 0.5),
+    ):
+        what = f"{name} / column_scores of a dense tensor"
+        yield times_faster(what, times[call], times["dense"], wanted)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: list[str]) -> int:
+    """Measure and print; whether a bar is missed."""
+    parser = options("paged", __doc__)
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default: 5)")
     parser.add_argument("--threads", type=int, default=2, help="torch threads (default: 2)")
     parser.add_argument("--layers", type=int, default=32, help="layers compacted (default: 32)")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-
-    bars = compaction_bars(arguments.layers, arguments.rounds) + scoring_bars(arguments.rounds)
-    print_table(bars)
-    return 0 if all(bar.met for bar in bars) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    chosen = parser.parse_args(arguments)
+    torch.set_num_threads(chosen.threads)
+    print(f"{machine.device_name('cpu')}, N = {LLAMA_8B.num_prompt}", flush=True)
+    steps = [
+        ("compaction", partial(compaction_bars, chosen.layers, chosen.rounds)),
+        ("scoring", partial(scoring_bars, chosen.rounds)),
+    ]
+    record = {
+        "kind": "paged bars",
+        **machine.facts("cpu", machine.command("bench.bars")),
+        "num_prompt": LLAMA_8B.num_prompt,
+    }
+    return status(*measure(steps, record, chosen.json))
