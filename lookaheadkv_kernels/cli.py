@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ._version import __version__
 from .commands import evaluate, generate_responses, info, inspect, params, train, ttft
+from .commands.options import settle_dtype
 
 COMMANDS = (info, params, ttft, generate_responses, train, evaluate, inspect)
 
@@ -20,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in COMMANDS:
         command.add_parser(commands)
     parsed = parser.parse_args(arguments)
+    settle_dtype(parsed)
     try:
         status: int = parsed.run(parsed)
     except (FileNotFoundError, ModuleNotFoundError, ConnectionError, ValueError) as error:

@@ -36,6 +36,18 @@ def active_isa() -> str:
     return name
 
 
+def multiplies_bf16() -> bool:
+    """Whether torch multiplies bfloat16 matrices with vector instructions of this CPU.
+
+    Where it does not (x86 without AVX-512, say), its plain loops reach half a GFLOP/s. The answer
+    is oneDNN's, so ``ONEDNN_MAX_CPU_ISA`` counts.
+    """
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except AttributeError:  # this torch has no oneDNN
+        return False
+
+
 def collect() -> dict[str, str]:
     """Label -> value, in the order they are printed."""
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import lookaheadkv_kernels as lkv
 from lookaheadkv_kernels import triton
 
 # For bench.peers. Appended, so that the installed package wins over the source tree.
@@ -23,6 +24,23 @@ BACKENDS = (os.environ.get("LOOKAHEADKV_BACKEND") or "cpu",)
 
 def _base_seed() -> int:
     return int(os.environ.get("LOOKAHEADKV_TEST_SEED", "0"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """In a process of pytest-xdist: one thread, here and in what tests start.
+
+    There is such a process for every core. Tests about threads ask for several themselves; without
+    pytest-xdist the number of threads is torch's choice.
+    """
+    if hasattr(config, "workerinput"):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """``-n auto``: a process for every core that this one may use; each needs up to 1 GB."""
+    return min(8, len(os.sched_getaffinity(0)))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -74,6 +92,17 @@ def device(backend: str) -> torch.device:
     if backend == "triton":
         return torch.device(triton.served_device())
     return torch.device(backend)
+
+
+@pytest.fixture(params=["cuda", "triton"])
+def gpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """For tests that need a GPU: they run on each backend that has one."""
+    name = str(request.param)
+    if name not in lkv.available_backends():
+        pytest.skip(f"no {name} backend here")
+    lkv.set_backend(name)
+    yield name
+    lkv.set_backend(None)
 
 
 @pytest.fixture

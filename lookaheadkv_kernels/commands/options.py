@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-DTYPES = ("float32", "bfloat16", "float16")
+from ..info import multiplies_bf16
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -15,8 +17,21 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="a packaged model (smollm2-135m-instruct), a .gguf file, a folder, or a hub id",
     )
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the model")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="of the model; auto: bfloat16, but float32 on a CPU that has no instructions to "
+        "multiply bfloat16",
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+
+
+def settle_dtype(arguments: argparse.Namespace) -> None:
+    """Replace ``--dtype auto``, of the commands that have it, by what it means on this machine."""
+    if getattr(arguments, "dtype", None) == "auto":
+        fast = arguments.device.partition(":")[0] != "cpu" or multiplies_bf16()
+        arguments.dtype = "bfloat16" if fast else "float32"
 
 
 def budget(text: str) -> int | float:

@@ -7,7 +7,7 @@ GPU. The op tests run there as well: ``LOOKAHEADKV_BACKEND=cuda pytest tests/ops
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,21 +25,11 @@ pytestmark = [
     pytest.mark.skipif(
         not torch.cuda.is_available() or triton.interpreting(), reason="needs a GPU"
     ),
+    pytest.mark.usefixtures("gpu_backend"),
 ]
 
 OPS = torch.ops.lookaheadkv
 DEVICE = torch.device("cuda")
-
-
-@pytest.fixture(autouse=True, params=["cuda", "triton"])
-def gpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The backend under test."""
-    name = str(request.param)
-    if name not in lk.available_backends():
-        pytest.skip(f"no {name} backend here")
-    lk.set_backend(name)
-    yield name
-    lk.set_backend(None)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -5,7 +5,6 @@ Random layouts run there as well: ``LOOKAHEADKV_BACKEND=cuda pytest tests/paged/
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from random import Random
 from typing import Any
 
@@ -23,20 +22,10 @@ pytestmark = [
     pytest.mark.skipif(
         not torch.cuda.is_available() or triton.interpreting(), reason="needs a GPU"
     ),
+    pytest.mark.usefixtures("gpu_backend"),
 ]
 
 DEVICE = torch.device("cuda")
-
-
-@pytest.fixture(autouse=True, params=["cuda", "triton"])
-def gpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The backend under test."""
-    name = str(request.param)
-    if name not in lk.available_backends():
-        pytest.skip(f"no {name} backend here")
-    lk.set_backend(name)
-    yield name
-    lk.set_backend(None)
 
 
 def large(dtype: torch.dtype = torch.bfloat16, page_size: int = 16) -> tuple[Any, ...]:
