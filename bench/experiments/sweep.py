@@ -19,7 +19,7 @@ from bench.experiments.subject import Subject
 from bench.experiments.variants import Variant, samples_of, variants_of
 from bench.store import Store
 from lookaheadkv_kernels.evaluation.measures import group_mean, kept_mass, mean_over_layers
-from lookaheadkv_kernels.integrations.transformers.shared import SharedPrefill
+from lookaheadkv_kernels.integrations.transformers.shared_prefill import SharedPrefill
 from lookaheadkv_kernels.lookahead import LookaheadModules
 from lookaheadkv_kernels.policies import LookaheadPolicy, Policy, SnapKV
 from lookaheadkv_kernels.training.checkpoint import State, latest, load_checkpoint, save_checkpoint

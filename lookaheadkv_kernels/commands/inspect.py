@@ -73,8 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from ..evaluation.inspection import inspect_prompt
+    from ..integrations.transformers.api import check_supported
     from ..integrations.transformers.attention import attach
-    from ..integrations.transformers.eviction import check_supported
     from ..integrations.transformers.loading import load
     from ..policies.base import check_at_least, check_budget
     from ..visual import write_html, write_png

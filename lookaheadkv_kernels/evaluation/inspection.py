@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..integrations.transformers.shared import SharedPrefill
-from ..integrations.transformers.together import decode_together
+from ..integrations.transformers.batched_decoding import decode_together
+from ..integrations.transformers.shared_prefill import SharedPrefill
 from ..policies import FullCache
 from ..policies.base import Policy
 from ..visual import Mark, Picture, PolicyView, find_mark, split_pieces

@@ -17,10 +17,10 @@ import torch
 from tqdm.auto import tqdm
 
 from ..integrations.transformers import EvictableCache
+from ..integrations.transformers.api import check_supported
 from ..integrations.transformers.attention import attach
-from ..integrations.transformers.eviction import check_supported
-from ..integrations.transformers.shared import SharedPrefill
-from ..integrations.transformers.together import decode_together
+from ..integrations.transformers.batched_decoding import decode_together
+from ..integrations.transformers.shared_prefill import SharedPrefill
 from ..lookahead.files import write_atomically
 from ..policies.base import Policy, check_at_least, check_budget
 from .measures import GroundTruth

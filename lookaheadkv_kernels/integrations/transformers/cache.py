@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from .attend import Attended, attend_newest
+from .growing import Room
+from .layer_attention import Attended, attend_newest
 from .masks import EvictableLength
-from .room import Room
 
 # `update` returns the keys that the model hands to the attention function; this attribute tells the
 # function which layer of which cache they are. It sits on a fresh view, which dies with the call:

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attend import Attended
 from .cache import EvictableLayer
+from .layer_attention import Attended
 from .masks import bottom_right_mask
 
 

@@ -14,11 +14,11 @@ from ...lookahead import LookaheadModules
 from ...policies.base import Budget, Policy
 from .cache import EvictableCache, Observer
 from .compat import cache_argument
-from .draft import Reading
-from .evict import evict_layer
+from .layer_cut import evict_layer
 from .lora import lora_on_last_rows
 from .prompt import Prompt
 from .ragged import RaggedLayer
+from .reading import Reading
 from .rows import join_rows, split_rows
 
 

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attend import Attended
 from .cache import EvictableCache, EvictableLayer, Observer
 from .compat import cache_argument
 from .greedy import end_tokens
+from .layer_attention import Attended
 
 
 class _Group:

@@ -19,9 +19,9 @@ from ...lookahead import LookaheadModules, ModelShape, load_modules
 from ...policies.base import Budget, Policy, check_budget
 from ...policies.lookahead import LookaheadPolicy
 from .attention import attach
-from .block import check_generate, replaced
 from .cache import EvictableCache
 from .compat import cache_argument, decoder_layers
+from .patching import check_generate, replaced
 from .prompt import make_prompt
 from .runner import Prefilled, Runner
 from .weights import find_modules

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from ...lookahead import LookaheadModules
 from ...policies.base import Budget, Policy
+from .batched_decoding import decode_together
 from .cache import EvictableCache
-from .draft import Reading
 from .prompt import Prompt, make_prompt
+from .reading import Reading
 from .runner import Choice, Prefilled, Runner
-from .together import decode_together
 
 
 class _SharedReading(Reading):

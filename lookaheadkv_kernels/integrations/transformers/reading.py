@@ -10,8 +10,8 @@ from torch import Tensor
 from ...policies.base import Budget, Policy
 from .cache import EvictableCache, Observer
 from .compat import cache_argument
-from .evict import evict_layer
 from .greedy import end_tokens, greedy_answer
+from .layer_cut import evict_layer
 from .prompt import Prompt
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ pytest.importorskip("transformers")
 from support.tiny_model import random_modules, tiny_llama
 
 from lookaheadkv_kernels.integrations.transformers import Eviction
+from lookaheadkv_kernels.integrations.transformers.batched_decoding import decode_together
 from lookaheadkv_kernels.integrations.transformers.greedy import greedy_answer
-from lookaheadkv_kernels.integrations.transformers.shared import SharedPrefill
-from lookaheadkv_kernels.integrations.transformers.together import decode_together
+from lookaheadkv_kernels.integrations.transformers.shared_prefill import SharedPrefill
 from lookaheadkv_kernels.policies import POLICY_NAMES, Policy, make_policy
 
 LENGTH, MOST = 120, 12

@@ -15,11 +15,11 @@ from support.tiny_model import random_modules, tiny_llama
 
 from lookaheadkv_kernels import column_scores
 from lookaheadkv_kernels.integrations.transformers import Eviction
-from lookaheadkv_kernels.integrations.transformers.attend import attend_newest, served
 from lookaheadkv_kernels.integrations.transformers.attention import attach
 from lookaheadkv_kernels.integrations.transformers.cache import EvictableLayer
+from lookaheadkv_kernels.integrations.transformers.growing import LEAST_SPACE
+from lookaheadkv_kernels.integrations.transformers.layer_attention import attend_newest, served
 from lookaheadkv_kernels.integrations.transformers.masks import bottom_right_mask
-from lookaheadkv_kernels.integrations.transformers.room import LEAST_SPACE
 from lookaheadkv_kernels.policies import LookaheadPolicy
 from lookaheadkv_kernels.policies.base import Kept, LayerCall
 
