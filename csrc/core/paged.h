@@ -15,7 +15,7 @@ namespace lookaheadkv {
 // How a stored key becomes a number: as it is, or from 8 bits, times a scale.
 enum class Quantised : int { kNone = 0, kFloat8E4M3 = 1, kFloat8E5M2 = 2, kInt8 = 3 };
 
-// What quantised keys are multiplied by; strides are 0 where it does not depend on the place.
+// What quantised keys are multiplied by; a stride is 0 if the scale does not depend on that index.
 struct KeyScale {
   const float* data = nullptr;  // null: 1
   int64_t stride_block = 0;
@@ -33,7 +33,7 @@ struct KeyScale {
 // dimension is contiguous.
 struct PagedView {
   const void* data = nullptr;
-  DType dtype = DType::kFloat32;  // of the query; the cache's too unless it is quantised
+  DType dtype = DType::kFloat32;  // the query's; also the cache's unless it is quantised
   Quantised quantised = Quantised::kNone;
   int64_t num_blocks = 0;
   int64_t page_size = 1;
@@ -54,7 +54,7 @@ struct PagedView {
 // The requests of one call.
 struct PagedBatch {
   int64_t num_requests = 0;               // R
-  int64_t num_rows = 0;                   // observation rows of a request, at most
+  int64_t num_rows = 0;                   // at most so many observation rows per request
   int64_t max_seq_len = 0;                // columns of the scores
   const int32_t* cu_seqlens_q = nullptr;  // [R + 1]
   const int32_t* seq_lens = nullptr;      // [R]
@@ -105,7 +105,7 @@ struct PagedSelection {
 // What the lengths say about one request.
 struct Request {
   int64_t rows;       // L_r
-  int64_t first_row;  // of them, among the packed queries
+  int64_t first_row;  // place of the first among the packed queries
   int64_t prompt;     // N_r
 
   int64_t entries(bool keep_observation) const { return keep_observation ? prompt + rows : prompt; }
@@ -114,7 +114,7 @@ struct Request {
     const int64_t budget = selection.budget_of(r);
     return rows > 0 && budget > 0 && entries(selection.keep_observation) > budget;
   }
-  // The length after compaction; of a request that takes no part nothing is dropped either.
+  // The length after compaction; a request that takes no part keeps everything.
   int64_t kept_length(const PagedSelection& selection, int64_t r) const {
     const int64_t budget = selection.budget_of(r);
     if (budget <= 0) return prompt + rows;
@@ -131,7 +131,7 @@ inline Request request_of(const PagedBatch& batch, int64_t r) {
 // A cache to be compacted, by bytes.
 struct CacheBytes {
   char* data = nullptr;
-  int64_t row_bytes = 0;  // of one entry of one head
+  int64_t row_bytes = 0;  // size of one entry of one head
   int64_t stride_block = 0;
   int64_t stride_slot = 0;
   int64_t stride_h = 0;
@@ -145,7 +145,7 @@ struct CacheBytes {
 // dst_start[layer, r] + j.
 struct Compaction {
   int64_t num_layers = 0;
-  int64_t parts = 0;  // caches of a layer
+  int64_t parts = 0;  // caches per layer
   int64_t num_requests = 0;
   int64_t num_kv_heads = 0;
   int64_t index_heads = 0;  // Hkv, or 1: all heads of a slot move together
@@ -161,7 +161,7 @@ struct Compaction {
   const int32_t* head_indices(int64_t layer, int64_t r, int64_t h) const {
     return indices + ((layer * num_requests + r) * index_heads + h % index_heads) * num_slots;
   }
-  // Entries of each head that move; 0 for a request that takes no part.
+  // Number of entries per head that move; 0 for a request that takes no part.
   int64_t count(int64_t layer, int64_t r) const {
     const int64_t kept = kept_lens[layer * num_requests + r];
     const bool none = kept <= 0 || num_slots == 0 || head_indices(layer, r, 0)[0] < 0;

@@ -48,7 +48,7 @@ struct SelectOptions {
   int64_t pool_kernel = 7;
   int64_t num_sink = 0;
   int64_t num_recent = 0;
-  int64_t append_rows = 0;  // positions N .. N + append_rows - 1 are put behind the kept ones
+  int64_t append_rows = 0;  // positions N .. N + append_rows - 1 follow the kept ones
 };
 
 // What score_and_evict writes, all contiguous; K = min(budget, N) + append_rows.

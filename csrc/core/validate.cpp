@@ -13,7 +13,7 @@ namespace {
 
 std::string str(int64_t value) { return std::to_string(value); }
 
-// The sum of non-negative numbers, which may be past int64.
+// The sum of non-negative numbers, which may exceed int64.
 std::string sum_string(std::initializer_list<int64_t> terms) {
   unsigned __int128 sum = 0;
   for (const int64_t term : terms) sum += static_cast<uint64_t>(term);
@@ -101,7 +101,7 @@ void Validator::head_dim(int64_t head_dim) const {
   }
 }
 
-// Positions travel as int32.
+// Positions are int32.
 void Validator::positions(const char* name, const char* letter, int64_t count) const {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   if (count > kMost) {
@@ -262,7 +262,7 @@ void Validator::budget(int64_t budget, int64_t pool_kernel, int64_t num_sink, in
   if (num_sink < 0) fail("num_sink must not be negative, got " + str(num_sink));
   if (num_recent < 0) fail("num_recent must not be negative, got " + str(num_recent));
   const int64_t rows = observation_rows.value_or(0);
-  // Subtractions of non-negative numbers: a sum of three could overflow.
+  // Subtract: the sum of the three could overflow.
   if (num_sink > budget || num_recent > budget - num_sink ||
       rows > budget - num_sink - num_recent) {
     const std::string pinned = sum_string({num_sink, num_recent, rows});

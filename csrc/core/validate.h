@@ -28,7 +28,8 @@ enum class ElementType : int {
 
 // The type that has this name in Python; kOther for a name that is not in the table.
 ElementType element_type(const std::string& name);
-// For a type that passed validation. Throws std::logic_error for one that no kernel computes with.
+// Converts a type that passed validation. Throws std::logic_error for one that no kernel computes
+// with.
 DType dtype_of(ElementType type);
 
 struct DeviceId {
@@ -75,7 +76,7 @@ class Validator {
   void budget(int64_t budget, int64_t pool_kernel, int64_t num_sink, int64_t num_recent,
               std::optional<int64_t> observation_rows, const char* name = "budget") const;
 
-  // Values, for data this process can read.
+  // Checks of values, for data that this process can read.
   void length_values(const int32_t* leftpad_k, const int32_t* seqused_k, int64_t batch,
                      int64_t num_prompt) const;
   void index_values(const int32_t* indices, int64_t batch, int64_t num_kv_heads, int64_t num_kept,

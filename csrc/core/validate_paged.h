@@ -1,4 +1,5 @@
-// Argument checks of the ops on paged caches, in the words of lookaheadkv_kernels/_checks_paged.py.
+// Argument checks of the ops on paged caches, with the texts of
+// lookaheadkv_kernels/_checks_paged.py.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +25,7 @@ class PagedValidator : public Validator {
   // scores [R, Hkv, max_seq_len] float32, and the lengths.
   void paged_scores(const TensorInfo& scores, const TensorInfo& cu_seqlens_q,
                     const TensorInfo& seq_lens, int64_t num_rows) const;
-  // What every op that selects takes; `head_reduction` is the name of the selection's.
+  // What every op that selects takes; `head_reduction` is the reduction's name.
   void selection(const PagedSelection& selection, const std::string& head_reduction,
                  const std::optional<TensorInfo>& budgets, const PagedBatch& batch,
                  const TensorInfo& owner) const;
@@ -38,7 +39,7 @@ class PagedValidator : public Validator {
                   const std::optional<TensorInfo>& dst_block_table,
                   const std::optional<TensorInfo>& dst_start) const;
 
-  // Values, for data this process can read.
+  // Checks of values, for data that this process can read.
   void batch_values(const PagedBatch& batch, int64_t total_queries) const;
   void block_values(const PagedBatch& batch, const BlockTable& table, int64_t num_blocks,
                     int64_t page_size) const;

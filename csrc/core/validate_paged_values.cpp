@@ -17,7 +17,7 @@ std::string at(const std::string& name, int64_t i, int64_t j) {
   return name + "[" + str(i) + ", " + str(j) + "]";
 }
 
-// Who writes a block of a window of block ids: the request and the place in its tables.
+// For a window of block ids, the writer of each block: the request and the place in its tables.
 class BlockOwners {
  public:
   explicit BlockOwners(int64_t num_blocks)
@@ -29,14 +29,14 @@ class BlockOwners {
     first_ = first_block;
     std::fill(owners_.begin(), owners_.end(), kNobody);
   }
-  // False if another place writes the block.
+  // Records the writer. False if another place already writes the block.
   bool write(int64_t block, int64_t r, int64_t place) {
     if (!inside(block)) return true;
     int64_t& owner = owners_[static_cast<size_t>(block - first_)];
     if (owner == kNobody) owner = code(r, place);
     return owner == code(r, place);
   }
-  // The request that writes the block unless that is this one at this place; -1: nobody.
+  // The request that writes the block from another place than this; -1 if there is none.
   int64_t other_writer(int64_t block, int64_t r, int64_t place) const {
     if (!inside(block)) return -1;
     const int64_t owner = owners_[static_cast<size_t>(block - first_)];
@@ -74,8 +74,8 @@ void for_each_entry(const Compaction& c, int64_t layer, int64_t r, const Visit& 
   }
 }
 
-// visit(place) for what a request needs of its source blocks: those of its kept entries, or, where
-// it takes no part, all of its kept_lens.
+// visit(place) for every source block that a request needs: those of its kept entries, or, if it
+// takes no part, all of its first kept_lens entries.
 template <class Visit>
 void for_each_read(const Compaction& c, int64_t layer, int64_t r, const Visit& visit) {
   if (c.count(layer, r) > 0) {
@@ -93,7 +93,7 @@ void PagedValidator::batch_values(const PagedBatch& batch, int64_t total_queries
   const int32_t* starts = batch.cu_seqlens_q;
   for (int64_t r = 0; r <= batch.num_requests; ++r) {
     const int64_t least = r == 0 ? 0 : starts[r - 1];
-    // paged_select knows no query: there total_queries is -1.
+    // paged_select has no query: it passes total_queries = -1.
     if (starts[r] < least || (total_queries >= 0 && starts[r] > total_queries)) {
       fail(at("cu_seqlens_q", r) + " must be " +
            (total_queries >= 0 ? "in " + str(least) + "..T=" + str(total_queries)

@@ -1,17 +1,9 @@
 // Room 4 in place: the kept entries of every layer and head move to their slots, byte by byte.
 //
-// Why no entry is overwritten before it is read. Within one head let entry j go from position i_j
-// to s + j. The i_j ascend, so s + j - i_j never grows with j: the entries that move up (s + j >
-// i_j) are the first m, for some m, and the others move down or stay.
-// - An upward entry j < m reads i_j < s + j <= s + m - 1 and writes s + j; a downward entry j >= m
-//   reads i_j >= s + j >= s + m and writes s + j. So upward entries touch only positions below
-//   s + m and downward ones only positions from there on: neither disturbs the other.
-// - Upward entries in descending order: what is written, s + j, lies above every later source
-//   i_k < s + k < s + j (k < j). Downward ones in ascending order: s + j lies below every later
-//   source i_k >= s + k > s + j (k > j).
-// Heads, parts and layers are different memory. Requests share blocks only for reading: a block
-// that is written is written by one request and read only by it, at the same place in both of its
-// tables, so that different positions are different slots (Validator::compaction_values checks).
+// docs/paged.md ("The hazard contract") shows why no entry is overwritten before it is read: the
+// entries that move up go first, in descending order, then the others, in ascending order. Here one
+// thread moves a head of a layer, entry by entry; Validator::compaction_values has checked that no
+// two requests disturb each other.
 #include <algorithm>
 #include <cstring>
 
@@ -100,7 +92,7 @@ class HeadMover {
 }  // namespace
 
 void compact_kv_cache(const Compaction& c, const CacheBytes* caches, const Executor& executor) {
-  constexpr int64_t kCopyWidth = 16;  // bytes copied in the time others take for one element
+  constexpr int64_t kCopyWidth = 16;  // bytes per element of other loops, in time
   int64_t bytes = 0;
   for (int64_t p = 0; p < c.parts; ++p) bytes += caches[p].row_bytes;
   const int64_t rows = c.num_requests * c.num_kv_heads;

@@ -10,7 +10,7 @@ namespace lookaheadkv::cpu {
 namespace {
 
 constexpr int64_t kRowsPerTask = 64;
-constexpr int64_t kCopyWidth = 16;  // elements copied in the time others take for one
+constexpr int64_t kCopyWidth = 16;  // elements copied in the time that other loops take for one
 
 void copy_row(const TensorView& from, int64_t b, int64_t h, int32_t index, size_t bytes, char* to) {
   if (index < 0) {

@@ -1,6 +1,6 @@
-// Where a sweep reads K: a dense tensor, or the pages of one request. A tile of rows that does not
-// lie with one stride (it crosses a page) or is not in the query's dtype is put together in scratch
-// memory that stays in the cache; nothing larger than a tile is ever copied.
+// Where a sweep reads K: a dense tensor, or the pages of one request. A tile whose rows have no
+// common stride (it crosses a page) or are not in the query's dtype is assembled in scratch memory
+// that stays in the cache; nothing larger than a tile is ever copied.
 #pragma once
 
 #include <array>
@@ -29,11 +29,11 @@ class KeySource {
   // Rows key .. key + n - 1 of KV head h.
   KeyRows rows(int64_t b, int64_t h, int64_t key, int n, int64_t head_dim, void* scratch) const;
 
-  // Asks for rows [begin, end) while others are computed on.
+  // Prefetches rows [begin, end) while others are computed on.
   void prefetch(int64_t b, int64_t h, int64_t begin, int64_t end, int64_t head_dim) const;
 
-  // Multiplies the logits s [n][rows] of keys key .. key + n - 1 with the scales of those keys:
-  // what is stored in 8 bits is exact in every query dtype, its product with a scale is not.
+  // Multiplies the logits s [n][rows] of keys key .. key + n - 1 by the scales of those keys: an
+  // 8-bit key is exact in every query dtype, its product with a scale is not.
   void scale_logits(int64_t h, int64_t key, int n, int rows, float* s) const;
 
  private:
@@ -44,7 +44,7 @@ class KeySource {
   TensorView dense_;
   PagedView pages_;
   const int32_t* blocks_ = nullptr;    // null: dense
-  std::array<uint32_t, 256> decoded_;  // of quantised keys: the bits of each in the query's dtype
+  std::array<uint32_t, 256> decoded_;  // the bits of each quantised value in the query's dtype
 };
 
 }  // namespace lookaheadkv::cpu

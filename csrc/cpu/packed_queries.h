@@ -10,8 +10,8 @@ namespace lookaheadkv::cpu {
 
 class PackedQueries {
  public:
-  // Blocks of `queries` consecutive queries. Packed for the gemm of `ops`, and readable by no
-  // other.
+  // Blocks of `queries` consecutive queries. Packed for the gemm of `ops`; no other gemm can read
+  // them.
   PackedQueries(const Problem& problem, const TensorView& query, int64_t queries,
                 const TileOps& ops, const Executor& executor)
       : problem_(problem),
@@ -30,7 +30,7 @@ class PackedQueries {
   int64_t padded_rows() const { return rows_; }  // of the largest block
 
   // Block i of head i / per_head (b * Hkv + h). Within a head the last queries, which see the most
-  // keys, come first: the dearest tasks should not be started last.
+  // keys, come first: the most expensive tasks should not start last.
   RowBlock block(int64_t i) const {
     const int64_t head = i / per_head_;
     const int64_t begin = (per_head_ - 1 - i % per_head_) * queries_;

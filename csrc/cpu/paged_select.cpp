@@ -1,5 +1,4 @@
-// Room 3 over requests of any length: each has a budget of its own, and the heads may share one
-// choice.
+// Room 3 over requests of any length: each has its own budget, and the heads may share one choice.
 #include <algorithm>
 
 #include "cpu/buffer.h"
@@ -12,8 +11,8 @@ namespace lookaheadkv::cpu {
 
 namespace {
 
-// The scores of one request that all heads share. The mean ranks as the sum does, which is taken in
-// the order of the heads; NaN is no maximum.
+// The scores by which all heads of one request choose. The mean ranks as the sum does, which is
+// taken in the order of the heads; NaN is never the maximum.
 void reduce_heads(HeadReduction reduction, const float* scores, int64_t num_heads, int64_t pitch,
                   int64_t count, float* out) {
   std::copy_n(scores, count, out);

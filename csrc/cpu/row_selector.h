@@ -1,7 +1,7 @@
 // Room 3, one row: pool and exact Top-K of its scores.
 //
 // Scores become unsigned rank keys (select_keys.h), pooled block by block in L1. The maxima of
-// disjoint groups of keys give a bound for free: if at least `budget` groups have a maximum >= t,
+// disjoint groups of keys give a bound at no cost: if at least `budget` groups have a maximum >= t,
 // the budget-th largest key is >= t. Only the few keys that reach the bound become candidates (key,
 // ~position), where one integer order means "larger score first, then smaller position";
 // nth_element settles the rest. Exact for any input, O(N).

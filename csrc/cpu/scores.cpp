@@ -1,9 +1,9 @@
 // Room 2. Column sums of probabilities, streamed: a tile of them is summed over its rows as soon as
 // it exists. All rows of a KV head are folded into one sweep, so K is read once.
 //
-// Where the caller has the log-sum-exp, a tile is exp(scale * q k^T - lse). Where not, the sweep
-// that finds it leaves its tiles, relative to the row maxima of their time, in a bounded cache, and
-// the column sum only has to weight them by exp(maximum - lse).
+// If the log-sum-exp is given, a tile is exp(scale * q k^T - lse). If not, the sweep that computes
+// it leaves its tiles, relative to the row maxima at that point, in a bounded cache, and the column
+// sum only has to weight them by exp(maximum - lse).
 #include <algorithm>
 
 #include "cpu/attention_sweep.h"
@@ -155,8 +155,8 @@ void attention_and_scores(const Problem& problem, const TensorView& query, const
                           const Executor& executor, int64_t tile_cache_bytes) {
   const bool with_output = out != nullptr;
   if (sweep_queries(problem, with_output) < problem.num_rows) {
-    // More rows than one attention block: the column sum wants all rows of a key in one place, so
-    // its tiles are not attention's.
+    // More rows than one attention block: the column sum needs all rows of a key in one tile, so it
+    // cannot use attention's tiles.
     attention(problem, query, key, value, out, lse, executor);
     column_scores(problem, query, key, lse, scores, executor);
     return;

@@ -13,12 +13,12 @@ namespace lookaheadkv::cpu {
 // partial outputs are D times larger, so there are fewer of those.
 constexpr int64_t kWantedTasks = 256;
 constexpr int64_t kWantedOutputTasks = 64;
-constexpr int64_t kMinChunkTiles = 8;  // below this the start-up of a task shows
+constexpr int64_t kMinChunkTiles = 8;  // with fewer, the cost of starting a task shows
 
 // Tasks worth waking a thread for when each touches `elements` elements once (copying, packing,
 // comparing); tasks that multiply matrices have a grain of 1.
 constexpr int64_t grain(int64_t elements) {
-  constexpr int64_t kElementsPerThread = 64 * 1024;  // some 20 us
+  constexpr int64_t kElementsPerThread = 64 * 1024;  // about 20 us
   return std::max<int64_t>(1, kElementsPerThread / std::max<int64_t>(1, elements));
 }
 

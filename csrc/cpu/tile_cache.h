@@ -1,6 +1,6 @@
 // Probability tiles kept between the sweep that finds the log-sum-exp and the column sums, so that
-// q k^T is computed once. Bounded: a few KV heads at a time, and of a very long prompt only the
-// first chunks; the rest is computed again.
+// q k^T is computed once. Bounded: it holds a few KV heads at a time, and only the first chunks of
+// a very long prompt; the rest is computed again.
 #pragma once
 
 #include <algorithm>

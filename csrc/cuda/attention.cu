@@ -1,9 +1,9 @@
 // Room 1: attention of the folded observation rows, split over the keys.
 //
-// Rows are too few to fill a chip, so the keys are cut into splits; each split writes its
-// normalised output and base-2 log-sum-exp, and a small kernel weighs them together in the order of
-// the splits: no atomics, the same bits every time. Without `out` the parts of the log-sum-exp go
-// straight to the kernel of the scores, which weighs them itself.
+// There are too few rows to fill a chip, so the keys are cut into splits; each split writes its
+// normalised output and base-2 log-sum-exp, and a small kernel combines them in the order of the
+// splits: no atomics, the same bits every time. Without `out` the parts of the log-sum-exp go
+// directly to the scores kernel, which combines them itself.
 #include "cuda/attention_fma.cuh"
 #include "cuda/attention_mma.cuh"
 #include "cuda/device_pages.h"
@@ -111,7 +111,7 @@ RowLse attention(const Problem& problem, const TensorView& query, const TensorVi
   const int64_t units = problem.batch * problem.num_kv_heads;
   const int64_t folded = problem.group() * problem.num_rows;
   params.row_tiles = static_cast<int32_t>(ceil_div(folded, kernel.rows));
-  // Over no prompt, row tiles see from few keys to all, the longest first: where there are more of
+  // Without a prompt, row tiles see from few keys to all, the longest first: if there are more of
   // them than run at once, the short ones fill the end without splits.
   const int64_t most_waves = problem.num_prompt == 0 ? 1 : kMostWaves;
   const Splits splits =
@@ -142,7 +142,7 @@ RowLse attention(const Problem& problem, const TensorView& query, const TensorVi
 RowLse prefill_attention(const Problem& problem, const TensorView& query, const TensorView& key,
                          const TensorView& value, void* out, float* lse, Workspace& workspace,
                          const Device& device) {
-  // All S rows are rows of their own over no prompt.
+  // All S rows are observation rows without a prompt.
   Problem all = problem;
   all.num_rows = problem.num_keys();
   all.num_prompt = 0;
@@ -162,7 +162,7 @@ RowLse paged_attention(const PagedProblem& problem, const BatchPlan& plan, Works
   params.pages = device_pages(problem, plan);
   const int64_t folded = params.problem.folded;
   params.row_tiles = static_cast<int32_t>(ceil_div(folded, kernel.rows));
-  // As many splits as if every request were as long as there is room for; each cuts its own keys.
+  // As many splits as if every request had the maximal length; each request splits its own keys.
   const Splits splits =
       split_keys(units * params.row_tiles, ceil_div(problem.batch.max_seq_len, kernel.keys),
                  int64_t{kernel.resident} * device.num_sms, kMinTiles);

@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kFmaThreads) attention_fma_kernel(const Attent
     return row < p.folded ? head.query_row<float>(row) : nullptr;
   });
   FmaAccumulator out;
-  float peak[kFmaWarpRows], total[kFmaWarpRows];  // of a row: the same in all lanes
+  float peak[kFmaWarpRows], total[kFmaWarpRows];  // per row: the same in all lanes
 #pragma unroll
   for (int i = 0; i < kFmaWarpRows; ++i) {
     peak[i] = -INFINITY;
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kFmaThreads) attention_fma_kernel(const Attent
         if (head.exists(start + r)) rows.load(eight, start + r, d);
       });
     };
-    sync_threads();  // nobody reads the tile before any more
+    sync_threads();  // no thread still reads the tile before
     load(keys, key_rows);
     if constexpr (kWithValue) load(values, TensorRows<float>(head, p.value));
     sync_threads();

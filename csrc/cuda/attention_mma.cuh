@@ -1,7 +1,7 @@
 // Attention of the folded rows on tensor cores (fp16, bf16).
 //
-// A block owns a tile of rows, 16 a warp, and sweeps the key tiles of its split, which cp.async
-// brings in while the tiles before are used. Q stays in registers; the softmax is online, to
+// A block owns a tile of rows, 16 per warp, and sweeps the key tiles of its split; cp.async loads
+// the next tiles while the current one is used. Q stays in registers; the softmax is online, to
 // base 2.
 #pragma once
 
@@ -17,15 +17,15 @@ struct AttentionTile {
   static constexpr int kRows = 16 * kWarps;
   static constexpr int kKeys = D <= 128 ? 64 : 32;
   static constexpr int kStages = D <= 128 ? 3 : 2;
-  // Blocks that share a multiprocessor; output accumulators fill the registers with one.
+  // Blocks that share a multiprocessor: with output accumulators, one fills the registers.
   static constexpr int kResident = kWithValue ? 1 : 2;
-  // With 128 output accumulators a lane, Q would not fit the registers: every lane keeps its
+  // With 128 output accumulators per lane, Q does not fit into registers: every lane keeps its
   // fragments in shared memory, where no other lane reads them.
   static constexpr bool kQueryShared = D > 128 && kWithValue;
   static constexpr int kTileBytes = TileShape<D>::bytes(kKeys);
   static constexpr int kStageBytes = kTileBytes * (kWithValue ? 2 : 1);
   static constexpr int kSharedBytes = kStages * kStageBytes + (kQueryShared ? kRows * D * 2 : 0);
-  static constexpr int kWeightBytes = kKeys * 4;  // of a tile whose keys have scales of their own
+  static constexpr int kWeightBytes = kKeys * 4;  // scales of one tile's keys (InWeightedPages)
 };
 
 // The query fragments of one warp's 16 rows, in registers.
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(AttentionTile<D, kWithValue>::kThreads,
 
   for (int i = 0; i < tiles.count; ++i) {
     wait_copies<kStages - 2>();
-    sync_threads();  // tile i is there for all, and nobody reads tile i - 1 any more
+    sync_threads();  // tile i is loaded, and no thread still reads tile i - 1
     load(i + kStages - 1);
     if (!working) continue;
     const char* const keys = shared + i % kStages * kStageBytes;
@@ -196,7 +196,7 @@ __global__ void __launch_bounds__(AttentionTile<D, kWithValue>::kThreads,
       const char* const values = keys + Tile::kTileBytes;
 #pragma unroll
       for (int step = 0; step < kKeys / 16; ++step) {
-        // Accumulators of one product are, pair by pair, the left operand of the next.
+        // The accumulators of one product are, pair by pair, the left operand of the next.
         const float (&left)[4] = logits[2 * step];
         const float (&right)[4] = logits[2 * step + 1];
         const uint32_t a[4] = {pack<T>(left[0], left[1]), pack<T>(left[2], left[3]),

@@ -7,7 +7,7 @@ namespace lookaheadkv::cuda {
 
 struct AttentionParams {
   DeviceProblem problem;
-  DevicePages pages;  // where the keys are paged
+  DevicePages pages;  // only if the keys are paged
   int32_t row_tiles;
   int32_t num_splits, tiles_per_split;
   void* out;         // [B, Hq, L, D], written where there is one split
@@ -18,15 +18,15 @@ struct AttentionParams {
 
 struct AttentionBlock {
   const AttentionParams& params;
-  const DeviceProblem& p;  // of the unit
+  const DeviceProblem& p;  // the unit's
   int64_t unit;
   int split;
   int row_begin;
   int tile_begin, tile_end;
-  int first_limit, last_key;  // smallest and largest last key of the block's rows
+  int first_limit, last_key;  // smallest and largest last key among the block's rows
 
   // Row tiles that read the same keys are neighbours. The last rows of a long causal sequence come
-  // first, because theirs is the longest work.
+  // first, because they take longest.
   __device__ __forceinline__ AttentionBlock(const AttentionParams& all, const DeviceProblem& own,
                                             int rows, int keys)
       : params(all), p(own) {
@@ -41,7 +41,7 @@ struct AttentionBlock {
     first_limit = p.num_prompt + (one_head ? row_begin % p.num_rows : 0);
     last_key = p.num_prompt + (one_head ? row_last % p.num_rows : p.num_rows - 1);
     const int tiles = last_key / keys + 1;
-    // Of a request, which may have fewer keys than there is room for, the splits share what it has.
+    // A request may have fewer keys than the maximum: its splits share the keys that it has.
     const int own_tiles = (p.num_prompt + p.num_rows - 1) / keys + 1;
     const int most = all.tiles_per_split;
     const int per_split = most > 0 ? most : (own_tiles - 1) / all.num_splits + 1;
@@ -62,7 +62,7 @@ struct AttentionBlock {
   __device__ __forceinline__ int64_t part_row(int row) const {
     return (unit * params.num_splits + split) * params.problem.folded + row;
   }
-  // Folded rows of all KV heads lie as [B, Hq, L] does.
+  // The folded rows of all KV heads are laid out as [B, Hq, L].
   __device__ __forceinline__ int64_t out_row(int row) const {
     return (unit * params.problem.folded + row) * params.problem.head_dim;
   }

@@ -1,14 +1,10 @@
 // Room 4 over a paged cache: the kept entries of every layer and head move, in place.
 //
-// One block moves one head of one request in one cache. The order of its copies is what makes it
-// right: kept positions ascend and destinations are consecutive, so source - destination never
-// falls along a row. Entries that move to a higher position come first, and are copied from the
-// last to the first; those that move to a lower one follow, copied from the first to the last. A
-// chunk is read as a whole before any of it is written (a barrier between the two), and nothing
-// that is still to be read lies where it writes: what is read later is further on in the direction
-// of travel. An entry may be cut between chunks: its words move word by word, and the same holds
-// for each of them. Other heads are other bytes; that other requests' blocks run at the same time
-// is the caller's contract (lookaheadkv_kernels/paged.py).
+// docs/paged.md ("The hazard contract") shows why no entry is overwritten before it is read. Here
+// one block moves one head of one request in one cache, in chunks: a chunk is read as a whole
+// before any of it is written (a barrier separates the two), and chunks follow each other in the
+// order of the contract, so that what is read later lies further on in the direction of travel. A
+// chunk may cut an entry: its words move one by one, and the argument holds for each of them.
 #include <algorithm>
 
 #include "cuda/keys.cuh"
@@ -22,7 +18,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kThreadWords = 4;
 constexpr int kChunkWords = kThreads * kThreadWords;
-constexpr int kMostCaches = 64;  // of one launch: what kernel arguments have room for
+constexpr int kMostCaches = 64;  // per launch: what fits into kernel arguments
 
 struct MovedCache {
   char* data;
@@ -38,10 +34,10 @@ struct CompactParams {
   const int32_t* src_table;  // [R, src_blocks]
   const int32_t* dst_table;  // [R, dst_blocks]
   int64_t src_blocks, dst_blocks;
-  int32_t first_cache, parts;  // number of caches[0], caches of a layer
+  int32_t first_cache, parts;  // index of caches[0], caches per layer
   int32_t requests, kv_heads, index_heads, slots, num_blocks, page_size;
 };
-static_assert(sizeof(CompactParams) <= 4096, "more than kernel arguments have room for");
+static_assert(sizeof(CompactParams) <= 4096, "more than fits into kernel arguments");
 
 // One head of one request in one cache.
 struct MovedHead {
@@ -56,7 +52,7 @@ struct MovedHead {
     const Place place = place_of(table, blocks, params.num_blocks, params.page_size, position);
     return data + place.block * cache.stride_block + place.slot * cache.stride_slot;
   }
-  // Where entry j is and where it goes; null if the tables do not reach it.
+  // Where entry j is and where it goes; null if it lies past the end of the table.
   __device__ __forceinline__ const char* source(int j) const {
     const int position = indices[j];
     if (position >= params.src_blocks * params.page_size) return nullptr;
@@ -159,7 +155,7 @@ __global__ void __launch_bounds__(kThreads) compact_kv_cache_kernel(const Compac
   }
 }
 
-// The widest words that the entries of a cache are whole numbers of.
+// With the widest words that divide the entries of a cache.
 MovedCache moved_cache(const CacheBytes& cache) {
   int64_t word = 16;
   for (const int64_t number :

@@ -1,4 +1,4 @@
-// Host side of keys.cuh: a call on a paged cache as the kernels take it.
+// Host side of keys.cuh: converts a call on a paged cache to the kernels' structs.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@ inline DeviceBatchPlan device_plan(const BatchPlan& plan) {
   return {plan.fields, static_cast<int32_t>(plan.num_requests)};
 }
 
-// As if every request were as long, and had as many rows, as there is room for.
+// Sizes as if every request had the maximal length and number of rows.
 inline DeviceProblem device_problem(const PagedProblem& paged) {
   Problem problem;
   problem.batch = paged.batch.num_requests;
@@ -28,7 +28,7 @@ inline DeviceProblem device_problem(const PagedProblem& paged) {
 
 inline DevicePages device_pages(const PagedProblem& paged, const BatchPlan& plan) {
   const PagedView& cache = paged.cache;
-  // Of quantised keys eight bytes are read at once.
+  // Quantised keys are read eight bytes at once.
   const int64_t bytes = cache.quantised == Quantised::kNone ? 16 : 8;
   bool vector = reinterpret_cast<uintptr_t>(cache.data) % static_cast<uintptr_t>(bytes) == 0;
   for (const int64_t stride : {cache.stride_block, cache.stride_slot, cache.stride_h}) {

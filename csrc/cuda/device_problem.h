@@ -1,4 +1,4 @@
-// Host side of problem.cuh: the plain descriptions of csrc/core as the kernels take them.
+// Host side of problem.cuh: converts the plain descriptions of csrc/core to the kernels' structs.
 #pragma once
 
 #include <initializer_list>

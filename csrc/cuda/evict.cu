@@ -1,10 +1,10 @@
 // All four rooms of score_and_evict, in at most three launches where a block can select a row:
 // log-sum-exp (unless it is given), scores, and select and gather in one.
 //
-// That last kernel's blocks take tickets: the first ones select a piece of a row each, and the one
-// that ends last of a row's chooses among what they found and says so; the later ones copy a part
-// of a row's entries as soon as its indices are there. Nobody waits for a block that has not
-// started, whatever order they start in: a ticket is smaller than those taken after it.
+// The blocks of that last kernel take tickets. The first ones select one piece of a row each; the
+// last block of a row to finish chooses among their candidates and publishes the row's indices. The
+// later ones each copy a part of a row's entries once its indices are published. A block waits only
+// for smaller tickets, whose blocks have started already, whatever the order in which blocks start.
 #include "cuda/gather.cuh"
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
@@ -16,7 +16,7 @@ namespace lookaheadkv::cuda {
 namespace {
 
 constexpr int64_t kMostTickets = 1 << 30;
-constexpr int kThreadChunks = 4;  // of K and of V each, loads that do not wait for each other
+constexpr int kThreadChunks = 4;  // of K and of V each: independent loads
 
 struct EvictParams {
   SelectParams select;
@@ -49,7 +49,7 @@ __device__ __forceinline__ void gather_part(const GatherParams& params, int row,
 template <class E, int kHalf>
 __global__ void __launch_bounds__(kRowThreads) select_gather_kernel(const EvictParams params) {
   start_kernel();
-  // Read by all before the memory is select_piece's, and written when it is no more.
+  // All threads read it before select_piece uses the memory; it is written again after that.
   int* const word = reinterpret_cast<int*>(shared_memory());
   const auto from_first_thread = [&](const auto& value) {
     if (thread_index() == 0) *word = value();
@@ -99,8 +99,8 @@ void score_and_evict(const Problem& problem, const TensorView& query, const Tens
                     value, out.indices, selection.slots, out.key, out.value);
   const int64_t row_chunks = gather.num_kept * gather.row_chunks;
   const int64_t blocks_per_row = ceil_div(row_chunks, kRowThreads * kThreadChunks);
-  // Without prompt keys no kernel of the scores would clear the progress. Tickets and the chunks of
-  // a row are 32-bit numbers.
+  // Without prompt keys there is no scores kernel to clear the progress words. Tickets and the
+  // chunks of a row are 32-bit numbers.
   const bool at_once = problem.num_prompt > 0 && pools_on_the_way(selection) &&
                        row_chunks < kMostTickets && cut_rows(selection, rows, workspace, device) &&
                        rows * (selection.pieces + blocks_per_row) < kMostTickets;

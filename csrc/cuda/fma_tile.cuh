@@ -1,7 +1,8 @@
 // Tiles for plain fp32 arithmetic: attention and scores of fp32 inputs, and every gradient. Any
 // head dimension, any dtype: elements become floats on their way to shared memory.
 //
-// A block of four warps has 32 rows "on the left", eight a warp, and 32 "on the right", one a lane.
+// A block of four warps has 32 rows "on the left", eight per warp, and 32 "on the right", one per
+// lane.
 #pragma once
 
 #include "cuda/keys.cuh"
@@ -19,8 +20,8 @@ static_assert(kFmaWarps * kFmaWarpRows == kFmaRows, "every row on the left has a
 __host__ __device__ constexpr int fma_pitch(int head_dim) { return head_dim + 4; }
 constexpr int fma_tile_floats(int head_dim) { return kFmaRows * fma_pitch(head_dim); }
 
-// Fills a tile with 32 rows. `load(eight, r, d)` gives elements d .. d + 7 of row r, if there is
-// such a row; otherwise they stay zero.
+// Fills a tile with 32 rows. `load(eight, r, d)` fills in elements d .. d + 7 of row r if that row
+// exists; otherwise they stay zero.
 template <class Load>
 __device__ __forceinline__ void fill_fma_tile(float* tile, int head_dim, const Load& load) {
   const int chunks = head_dim / 8;

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// One chunk of K and the same of V a thread.
+// Every thread copies one chunk of K and the same chunk of V.
 template <class E>
 __global__ void __launch_bounds__(kThreads)
     gather_kernel(const GatherParams params, const int64_t chunks) {

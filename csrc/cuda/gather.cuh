@@ -17,7 +17,7 @@ struct GatherParams {
   int32_t kv_heads, num_keys;
 };
 
-// A chunk that is aligned to elements of type E only.
+// A chunk that is only aligned to elements of type E.
 template <class E>
 __device__ __forceinline__ Bytes16 load_chunk(const char* from) {
   union {
@@ -56,7 +56,8 @@ __device__ __forceinline__ void gather_chunk(const GatherParams& params, int64_t
 
 // The same for chunks begin, begin + step, .. (kCount of them, below `end`) of the entries of row
 // (b, h), the first of which is entry `slot`; rows begin at multiples of 16 bytes. All indices are
-// loaded before any chunk, and all chunks before any is stored: loads do not pass stores.
+// loaded before any chunk, and all chunks before any is stored: the compiler does not move loads
+// across stores.
 template <class E, int kCount>
 __device__ __forceinline__ void gather_chunks(const GatherParams& params, int64_t b, int64_t h,
                                               int64_t slot, int begin, int step, int end) {

@@ -1,6 +1,6 @@
 // The CUDA kernels, torch-free: attention -> scores -> select -> gather. The twin of cpu/kernels.h.
 //
-// Callers validate first; nothing here allocates: what a call needs besides its results is a
+// Callers validate first. Nothing here allocates: temporary memory comes from a caller-provided
 // workspace, whose size depends on the shapes and the chip alone. Nothing waits for the device.
 #pragma once
 
@@ -10,7 +10,7 @@
 
 namespace lookaheadkv::cuda {
 
-// Where and on what a call runs.
+// The stream and the chip that a call runs on.
 struct Device {
   void* stream;  // cudaStream_t of the current device
   int num_sms;   // multiprocessors()
@@ -18,7 +18,7 @@ struct Device {
 
 int multiprocessors_of_current_device();
 
-// Hands out parts of one allocation; with none behind it, it only counts.
+// Hands out parts of one allocation; without an allocation it only counts.
 class Workspace {
  public:
   Workspace() = default;
@@ -39,8 +39,8 @@ class Workspace {
   int64_t size_ = 0;
 };
 
-// Every function below takes its temporary memory from `workspace` first. While that only counts,
-// nothing is launched and no pointer of the call is read.
+// Every function below first takes its temporary memory from `workspace`. While that only counts,
+// the function launches nothing and reads no pointer of the call.
 
 // The log-sum-exp of the observation rows, as the scores need it: given, or in parts (base 2).
 struct RowLse {
@@ -66,7 +66,7 @@ RowLse prefill_attention(const Problem& problem, const TensorView& query, const 
 
 // --- scores (scores.cu)
 
-// Words that a kernel sets to zero for the one behind it.
+// Words that a kernel sets to zero for the kernel after it.
 struct Cleared {
   int32_t* words = nullptr;
   int64_t count = 0;
@@ -94,7 +94,7 @@ void select(const Problem& problem, const float* scores, const SelectOptions& op
 // --- gather (gather.cu)
 
 // Rows indices [B, Hkv, K] of key and value [B, Hkv, S, D] -> [B, Hkv, K, D] contiguous; -1 gives
-// zeros, an index past the end the last row.
+// zeros, and an index past the end gives the last row.
 void gather_kv(int64_t batch, int64_t num_kv_heads, int64_t num_keys, int64_t head_dim,
                const TensorView& key, const TensorView& value, const int32_t* indices,
                int64_t num_kept, void* out_key, void* out_value, bool follows,

@@ -45,7 +45,8 @@ __device__ __forceinline__ void load_eight(float (&to)[8], const T* from, bool v
   }
 }
 
-// Eight elements, found, become the 16 bytes at `to` (in shared memory): zeros unless `fetch`.
+// Copies the eight elements at `from` to the 16 bytes at `to` (in shared memory); zeros unless
+// `fetch`.
 template <class T, class... Policy>
 __device__ __forceinline__ void copy_eight(char* to, const T* from, bool vector, bool fetch,
                                            Policy... policy) {
@@ -74,7 +75,7 @@ struct TensorRows {
   __device__ __forceinline__ void copy(char* to, int j, int column, bool fetch) const {
     copy_eight(to, fetch ? rows + j * stride + column : rows, vector, fetch);
   }
-  // The same where every row is aligned, of an address found already.
+  // The same for a known address, if every row is aligned.
   __device__ __forceinline__ void copy_aligned(char* to, const T* from, bool fetch) const {
     copy_async(to, from, fetch);
   }
@@ -83,8 +84,8 @@ struct TensorRows {
   }
 };
 
-// Values of one head. Unlike the keys, whose second sweep should find them in the L2 cache, nobody
-// reads them again, if one block reads all of a key's: they had better leave the cache first.
+// Values of one head. The second sweep over the keys should find them in the L2 cache; values are
+// not read again, if one block reads all of a key's, so they should be evicted first.
 template <class T>
 struct ValueRows : TensorRows<T> {
   CachePolicy policy;
@@ -131,7 +132,8 @@ struct Place {
   int64_t block, slot;
 };
 
-// Of position j of a request whose row of the block table is given; ids out of range are clamped.
+// The place of position j of a request, from its row of the block table; ids out of range are
+// clamped.
 __device__ __forceinline__ Place place_of(const int32_t* table, int64_t max_blocks, int num_blocks,
                                           int page_size, int j) {
   const int64_t page = j / page_size;
@@ -140,7 +142,7 @@ __device__ __forceinline__ Place place_of(const int32_t* table, int64_t max_bloc
   return {block, j % page_size};
 }
 
-// The number that a byte stands for.
+// The number that a quantised byte represents.
 __device__ __forceinline__ float number_of(uint32_t byte, int quantised) {
   if (quantised == 3) return static_cast<float>(static_cast<int8_t>(byte));
   if (quantised == 2) return to_float(fp16{static_cast<uint16_t>(byte << 8)});
@@ -155,9 +157,9 @@ template <class T>
 struct PagedRows {
   static constexpr bool kStrided = false;
   const DevicePages& pages;
-  const char* rows;      // of the head
-  const int32_t* table;  // of the request
-  const float* scale;    // of the head
+  const char* rows;      // the head's
+  const int32_t* table;  // the request's
+  const float* scale;    // the head's
 
   __device__ __forceinline__ PagedRows(const Head& head, const DevicePages& all)
       : pages(all),
@@ -176,7 +178,7 @@ struct PagedRows {
     const Place at = place(j);
     return scale[at.block * pages.scale_block + at.slot * pages.scale_slot];
   }
-  // Eight quantised elements of a row, without their scale: that is the logits'.
+  // Eight quantised elements of a row, exactly: their scale multiplies the logits.
   __device__ __forceinline__ void numbers(float (&to)[8], const Place& at, int column) const {
     const auto* const bytes = reinterpret_cast<const uint8_t*>(rows) + offset(at, column);
     uint32_t words[2] = {};
@@ -214,7 +216,7 @@ struct PagedRows {
   }
 };
 
-// --- where keys lie, as arguments of templates: what a block makes of the call's problem, and rows
+// --- where keys lie, as template arguments: each gives a block its own problem and its key rows
 
 struct InTensor {
   static constexpr bool kPaged = false, kWeighted = false;

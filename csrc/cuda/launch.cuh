@@ -28,8 +28,8 @@ inline int current_device_attribute(cudaDeviceAttr attribute) {
 
 inline int multiprocessors() { return current_device_attribute(cudaDevAttrMultiProcessorCount); }
 
-// Whether the kernel waits in start_kernel() on the current device. On a Hopper or newer, one that
-// the driver compiled from the PTX of an older chip does not.
+// Whether the kernel waits in start_kernel() on the current device. A kernel that the driver
+// compiled from the PTX of an older chip does not, even on Hopper and newer.
 inline bool waits_for_others(const void* kernel) {
   if (current_device_attribute(cudaDevAttrComputeCapabilityMajor) < 9) return false;
   cudaFuncAttributes attributes = {};

@@ -9,7 +9,7 @@
 
 namespace lookaheadkv::cuda {
 
-// --- the lengths, worked out once for all kernels of an op (paged_plan.cu)
+// --- the lengths, computed once for all kernels of an op (paged_plan.cu)
 
 struct BatchPlan {
   const int32_t* fields = nullptr;  // [kRequestFields, R], see RequestField in keys.cuh
@@ -18,8 +18,8 @@ struct BatchPlan {
 
 struct PlanOptions {
   int64_t num_queries = 0;  // T, packed
-  int64_t most_keys = 0;    // a request's length is at most this
-  bool score_all = false;   // whatever the budgets are
+  int64_t most_keys = 0;    // upper bound of a request's length
+  bool score_all = false;   // score every request, whatever its budget
 };
 
 // Takes the plan's memory from `workspace`; writes kept_lens [R], too, unless it is null.
@@ -46,7 +46,7 @@ void paged_select(const PagedBatch& batch, int64_t num_kv_heads, const float* sc
 
 // --- compaction (compact.cu)
 
-// `caches` [num_layers * parts], each in bytes; see lookaheadkv_kernels/paged.py for the contract.
+// `caches` [num_layers * parts], each in bytes; see docs/paged.md for the contract.
 void compact_kv_cache(const Compaction& compaction, const CacheBytes* caches, const Device& device);
 
 }  // namespace lookaheadkv::cuda

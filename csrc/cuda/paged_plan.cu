@@ -1,5 +1,5 @@
-// What the lengths of a paged batch mean, worked out on the device once for all kernels of an op:
-// the twin of request_of() in core/paged.h, with everything clamped to what there is.
+// What the lengths of a paged batch mean, computed on the device once for all kernels of an op: the
+// twin of request_of() in core/paged.h, with everything clamped to the valid range.
 #include <algorithm>
 
 #include "cuda/keys.cuh"
@@ -28,7 +28,7 @@ __device__ __forceinline__ int clamp(int x, int low, int high) {
   return x < low ? low : x > high ? high : x;
 }
 
-// One request a thread.
+// One request per thread.
 __global__ void __launch_bounds__(kThreads) plan_kernel(const PlanParams params) {
   start_kernel();
   const int64_t r = block_index() * kThreads + thread_index();
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(const PlanParams params)
   store(kPrompt, prompt);
   store(kCount, all ? prompt : chosen ? budget - appended : 0);
   store(kAppended, all || chosen ? appended : 0);
-  // Of a request that takes no part nothing is dropped, its own queries neither.
+  // A request that takes no part keeps everything, its own queries included.
   const int kept = all && budget > 0 ? entries : length;
   if (params.kept_lens != nullptr) params.kept_lens[r] = chosen ? budget : kept;
 }

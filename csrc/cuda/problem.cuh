@@ -1,4 +1,4 @@
-// One call as the kernels see it, and which rows and keys there are.
+// One call as the kernels see it, and which rows and keys exist.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +35,7 @@ struct DeviceKeyRange {
   int first, last;
 };
 
-// Valid prompt keys of batch row b, clamped to what there is.
+// Valid prompt keys of batch row b, clamped to 0 .. num_prompt.
 __device__ __forceinline__ DeviceKeyRange valid_prompt(const int32_t* leftpad_k,
                                                        const int32_t* seqused_k, int64_t b,
                                                        int num_prompt) {

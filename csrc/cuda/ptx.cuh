@@ -1,4 +1,4 @@
-// Every instruction and builtin the kernels take from the GPU, and nothing else: the emulation of
+// Every instruction and builtin of the GPU that the kernels use, and nothing else: the emulation in
 // tests/cpp/cuda_emulation has the same functions in plain C++, so that the kernels' own sources
 // run on a CPU. Fragment layouts are those of the PTX ISA ("Matrix Fragments for mma.m16n8k16").
 #pragma once
@@ -7,7 +7,7 @@
 
 namespace lookaheadkv::cuda {
 
-// 16-bit storage types. Arithmetic is float; these exist to be converted.
+// 16-bit storage types. Arithmetic is in float; these are only converted.
 struct fp16 {
   uint16_t bits;
 };
@@ -17,8 +17,8 @@ struct bf16 {
 
 // --- places and barriers
 
-// Shared memory of a multiprocessor, which decides how many registers a thread may have where
-// several blocks are to share it. (The host has no use for it.)
+// Shared memory of a multiprocessor. It decides how many registers a thread may have if several
+// blocks share a multiprocessor. (The host does not use it.)
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 800
 constexpr int kMultiprocessorBytes = 164 * 1024;
 #elif __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
@@ -38,9 +38,9 @@ __device__ __forceinline__ char* shared_memory() {
 
 __device__ __forceinline__ void sync_threads() { __syncthreads(); }
 
-// First of all in every kernel. Programmatic dependent launch (Hopper and newer): until the kernels
-// launched before have written everything they write; those launched in the ordinary way have, and
-// the next kernel may take whatever room this one leaves.
+// Every kernel calls this first. With programmatic dependent launch (Hopper and newer) it waits
+// until the kernels launched before have finished their writes, and lets the next kernel start as
+// soon as there is room. After an ordinary launch there is nothing to wait for.
 __device__ __forceinline__ void start_kernel() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -111,12 +111,12 @@ __device__ __forceinline__ int atomic_add_shared(int* address, int value) {
 
 // --- between blocks, by words of device memory
 
-// The word's value before.
+// Returns the old value of the word.
 __device__ __forceinline__ int atomic_add_device(int32_t* word, int value) {
   return atomicAdd(word, value);
 }
-// Adds 1 to `word` after everything that the block's threads wrote before the barrier before this;
-// its value before. Threads behind the next barrier see what was written before all earlier ones.
+// Release-adds 1 to `word` and returns its old value; call it after a block barrier. Writes made
+// before that barrier are visible, after their next block barrier, to blocks that add later.
 __device__ __forceinline__ int arrive(int32_t* word) {
   int before;
   __threadfence();
@@ -126,13 +126,15 @@ __device__ __forceinline__ int arrive(int32_t* word) {
                : "memory");
   return before;
 }
-// Sets `word` to 1 after everything that the block's threads wrote before the barrier before this.
+// Release-sets `word` to 1; call it after a block barrier. Writes made before that barrier are
+// visible to blocks that wait for the word.
 __device__ __forceinline__ void publish(int32_t* word) {
   __threadfence();
   asm volatile("st.release.gpu.global.s32 [%0], 1;" ::"l"(__cvta_generic_to_global(word))
                : "memory");
 }
-// Threads behind the next barrier see what was written before `word` was published.
+// Acquire-waits until `word` is published. After the next block barrier all threads see what was
+// written before it was.
 __device__ __forceinline__ void wait_until_published(const int32_t* word) {
   int value;
   do {
@@ -192,7 +194,8 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, boo
                "l"(global), "r"(fetch ? 16 : 0)
                : "memory");
 }
-// How the L2 cache ranks what a copy brings there: as usual, or to go first, being read only once.
+// The L2 cache's eviction priority for what a copy reads: normal, or first, for data read only
+// once.
 struct CachePolicy {
   uint64_t bits;
 };
@@ -218,7 +221,7 @@ __device__ __forceinline__ void copy_async_word(void* shared, const void* global
 __device__ __forceinline__ void commit_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
-// Until at most the `kPending` latest groups of this thread are under way.
+// Waits until at most the `kPending` latest groups of this thread are in flight.
 template <int kPending>
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");

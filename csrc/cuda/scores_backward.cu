@@ -1,10 +1,10 @@
 // Gradient of the column scores, with the softmax Jacobian written out.
 //
-// With p the probabilities and g the upstream gradient (zero on observation keys), per row:
-// delta = <g, p>, ds = p (g - delta) / (G L), then dq = scale * ds k and dk = scale * ds^T q. Three
-// sweeps that each own what they write: delta and dq are split over the keys and summed in order of
-// the splits, dk belongs to its tile of keys. Plain fp32 for every dtype: differences of nearly
-// equal numbers are what a gradient of a softmax is made of.
+// With p the probabilities and g the upstream gradient (zero on observation keys), per row: delta =
+// <g, p>, ds = p (g - delta) / (G L), then dq = scale * ds k and dk = scale * ds^T q. Three sweeps,
+// each of which owns what it writes: delta and dq are split over the keys and summed in the order
+// of the splits, dk belongs to its tile of keys. Plain fp32 for every dtype: the gradient of a
+// softmax consists of differences of nearly equal numbers.
 #include "cuda/device_problem.h"
 #include "cuda/fma_tile.cuh"
 #include "cuda/kernels.h"

@@ -31,9 +31,9 @@ __global__ void __launch_bounds__(kFmaThreads) column_scores_fma_kernel(const Sc
 
   for (int tile = block.tile_end - 1; tile >= block.tile_begin; --tile) {
     const int start = tile * kFmaRows;
-    sync_threads();  // nobody reads the tile before any more
+    sync_threads();  // no thread still reads the tile before
     fill_fma_tile(keys, p.head_dim, [&](float (&eight)[8], int r, int d) {
-      // Found anew each time: kept across the tile, they would be spilled.
+      // Located anew each time: kept across the tile, the rows would be spilled.
       if (head.exists(start + r)) {
         Source::template keys<float>(head, params.pages).load(eight, start + r, d);
       }
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kFmaThreads) column_scores_fma_kernel(const Sc
       const int rows_left = p.folded - row_begin;
       sync_threads();
       load_fma_tile<float>(queries, p.head_dim, p.query.vector, [&](int r) {
-        // Past the last row the last one again, as in tile.cuh.
+        // Past the last row, the last one again, as in tile.cuh.
         return head.query_row<float>(r < rows_left ? row_begin + r : p.folded - 1);
       });
       sync_threads();

@@ -1,8 +1,8 @@
 // Column scores on tensor cores (fp16, bf16).
 //
-// A block owns a range of prompt keys and takes all rows, 32 a warp, so that every fragment of K
+// A block owns a range of prompt keys and takes all rows, 32 per warp, so that every fragment of K
 // serves two products. Column sums need all warps: each leaves its own in shared memory, and they
-// are added up one tile later, behind the barrier that the next tile needs anyway.
+// are added up one tile later, after the barrier that the next tile needs anyway.
 #pragma once
 
 #include "cuda/scores_params.cuh"
@@ -22,17 +22,16 @@ struct ScoresTile {
   static constexpr int kStageBytes = TileShape<D>::bytes(kKeys);
   static constexpr int kSumsBytes = kWarps * kKeys * 4;  // of one tile
   static constexpr int kSharedBytes = kStages * kStageBytes + 2 * kSumsBytes + kRows * 4;
-  static constexpr int kWeightBytes = kKeys * 4;  // of a tile whose keys have scales of their own
-  // Blocks that share a multiprocessor: what its shared memory holds and, as a lane has all of its
-  // rows' Q in registers, those: three would spill where D is 128.
+  static constexpr int kWeightBytes = kKeys * 4;  // scales of one tile's keys (InWeightedPages)
+  // Blocks that share a multiprocessor: limited by its shared memory and, since a lane holds the Q
+  // of all of its rows, by its registers. Three would spill if D is 128.
   static constexpr int kFit = kMultiprocessorBytes / (kSharedBytes + 1024);
   static constexpr int kMost = 2;
   static constexpr int kResident = kFit > kMost ? kMost : kFit < 1 ? 1 : kFit;
 };
 
-// Sums eight values over the lanes of equal lane % 4. Value v of lanes 4 * g + pair ends, for
-// g = v with its three bits reversed, in one lane each; the index of a lane's value is its group
-// lane / 4 with bits 2, 1, 0 of v in lane bits 4, 3, 2.
+// Sums eight values over the lanes with equal lane % 4. Every lane ends with the sum of one value
+// v, whose bits 2, 1, 0 are bits 4, 3, 2 of the lane.
 __device__ __forceinline__ float scatter_sum(const float (&v)[8]) {
   const int lane = thread_index() % 32;
   float four[4], two[2];
@@ -70,7 +69,7 @@ __global__ void __launch_bounds__(ScoresTile<D>::kThreads, ScoresTile<D>::kResid
   float* const sums = reinterpret_cast<float*>(shared + Tile::kStages * kStageBytes);
   float* const lse2_of_rows = sums + 2 * Tile::kSumsBytes / 4;
   const int lane = thread_index() % 32, warp = thread_index() / 32;
-  // Few rows need few warps: the others take a share of the keys.
+  // If there are few rows, several warps share them and divide the keys.
   const int row_warps = p.folded > 64 ? 4 : p.folded > 32 ? 2 : 1;
   const int row_warp = warp % row_warps, key_warp = warp / row_warps;
   const int key_warps = Tile::kWarps / row_warps;
@@ -94,7 +93,7 @@ __global__ void __launch_bounds__(ScoresTile<D>::kThreads, ScoresTile<D>::kResid
   };
 
   for (int row_begin = 0; row_begin < p.folded; row_begin += rows, backwards = !backwards) {
-    sync_threads();  // nobody uses the row tile before any more
+    sync_threads();  // no thread still uses the row tile before
     load(0);
     const int low = row_begin + row_warp * Tile::kWarpRows + lane / 4;
     uint32_t query[2][D / 16][4];
@@ -109,7 +108,7 @@ __global__ void __launch_bounds__(ScoresTile<D>::kThreads, ScoresTile<D>::kResid
 #pragma unroll
     for (int i = 0; i < 4; ++i) lse2[i] = lse2_of_rows[low - row_begin + 8 * i];
 
-    // Adds up tile i over the warps. Every key belongs to one thread in all row tiles.
+    // Adds up tile i over the warps. A key belongs to the same thread in all row tiles.
     const auto finish = [&](int i) {
       for (int key = thread_index(); key < kKeys; key += kThreads) {
         float sum = 0.0f;
@@ -125,7 +124,7 @@ __global__ void __launch_bounds__(ScoresTile<D>::kThreads, ScoresTile<D>::kResid
 
     for (int i = 0; i < count; ++i) {
       wait_copies<0>();
-      sync_threads();  // tile i is there for all; nobody reads tile i - 1, its sums are complete
+      sync_threads();  // tile i is loaded; the sums of tile i - 1 are complete
       load(i + 1);
       if (i > 0) finish(i - 1);
       const char* const keys = shared + i % 2 * kStageBytes;

@@ -7,20 +7,20 @@ namespace lookaheadkv::cuda {
 
 struct ScoresParams {
   DeviceProblem problem;
-  DevicePages pages;                    // where the keys are paged
+  DevicePages pages;                    // only if the keys are paged
   int32_t num_splits, tiles_per_split;  // of the prompt keys
   const float* lse;                     // natural log of row i of head h (of all Hq) at
   int64_t lse_head, lse_row;            // h * lse_head + i * lse_row; or null:
   const float* lse_parts;               // [B * Hkv, num_parts, G * L], base 2
   int32_t num_parts;
-  float weight;      // 1 / (G * L), where all requests have as many rows
+  float weight;      // 1 / (G * L), if all requests have the same number of rows
   float* out;        // [B, Hkv, N]
-  int32_t* cleared;  // [num_cleared], set to zero for the kernel behind this one
+  int32_t* cleared;  // [num_cleared], set to zero for the kernel after this one
   int64_t num_cleared;
 };
 
 // Base-2 log-sum-exp of folded row r, combined in the order of its parts; infinity past the last
-// row, which makes that row's share of every sum zero.
+// row, which makes the share of that row zero in every sum.
 template <class Source>
 __device__ __forceinline__ float row_lse2(const ScoresParams& params, const Head& head,
                                           int64_t unit, int r) {
@@ -54,7 +54,7 @@ struct ScoresBlock {
     unit = unit_of(params);
     const int num_prompt = own.num_prompt;
     const int tiles = (num_prompt - 1) / tile_keys + 1;
-    // Of a request, which may have fewer keys than there is room for, the splits share what it has.
+    // A request may have fewer keys than the maximum: its splits share the keys that it has.
     const int most = params.tiles_per_split;
     const int per_split = most > 0 ? most : (tiles - 1) / params.num_splits + 1;
     tile_begin = split * per_split;
@@ -72,7 +72,7 @@ struct ScoresBlock {
     for (int64_t i = thread_index(); i < params.num_cleared; i += threads) params.cleared[i] = 0;
   }
 
-  // Zeros from key `begin` of a request to the end of its row.
+  // Writes zeros from key `begin` of a request to the end of its row.
   __device__ __forceinline__ static void clear_behind(const ScoresParams& params, int begin,
                                                       int threads, float* out) {
     const int split = static_cast<int>(block_index() % params.num_splits);
@@ -82,7 +82,7 @@ struct ScoresBlock {
     }
   }
 
-  // Zeros for the padding of the split; the sweep goes over what is left.
+  // Writes zeros for the split's padding; the sweep covers the rest.
   __device__ __forceinline__ void skip_padding(const Head& head, int tile_keys, int threads,
                                                float* out) {
     for (int j = key_begin + thread_index(); j < key_end; j += threads) {

@@ -1,8 +1,9 @@
 // Room 3: max-pool and exact Top-K.
 //
 // Scores become unsigned rank keys; the kept ones are those above a threshold, found digit by digit
-// from histograms of integers, and the first of those equal to it. A row is one block's, or is cut
-// into pieces whose best a block can hold (select_row.cuh); other rows: select_long.cuh.
+// from histograms of integers, and the first of those equal to it. One block selects a row, or the
+// row is cut into pieces whose best keys one block can hold (select_row.cuh). Rows for which that
+// is not possible: select_long.cuh.
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
 #include "cuda/select_long.cuh"

@@ -21,13 +21,13 @@ struct SelectParams {
   const int32_t* appended;  // [B], instead of append_rows, behind a row's own last key; or null
   int32_t kv_heads, num_prompt;
   int32_t budget, num_sink, num_recent, append_rows, slots;
-  int32_t half;  // of the pool's window
+  int32_t half;  // half of the pool's window
   // Rows that blocks share piece by piece (select_row.cuh), `pieces` > 1.
   int32_t pieces, piece_length;
-  int32_t piece_slots;       // most that a piece keeps: min(budget, piece_length)
+  int32_t piece_slots;       // a piece keeps at most this many: min(budget, piece_length)
   uint32_t* candidate_keys;  // [B, Hkv, pieces * piece_slots]
-  int32_t* candidates;       // the same of their positions
-  // Longer ones (select_long.cuh).
+  int32_t* candidates;       // their positions, in the same shape
+  // Longer rows (select_long.cuh).
   int32_t* histograms;  // [kDigits, rows * chunks, kBins]
   int32_t chunks;
 };
@@ -61,7 +61,7 @@ struct SelectRow {
   __device__ __forceinline__ bool pinned(int at) const {
     return at < params.num_sink || at >= length - params.num_recent;
   }
-  // No score has the key of a pinned position.
+  // The key of a pinned position, which no score has.
   __device__ __forceinline__ uint32_t pin(int at, uint32_t key) const {
     return pinned(at) ? 0xffffffffu : key;
   }
@@ -69,7 +69,7 @@ struct SelectRow {
     return pin(at, params.keys[row * params.num_prompt + first + at]);
   }
 
-  // Of each piece that is full, where blocks share the row.
+  // How many each full piece keeps, where blocks share the row.
   __device__ __forceinline__ int kept_of_piece() const {
     return kept < params.piece_length ? kept : params.piece_length;
   }
@@ -90,8 +90,8 @@ struct SelectRow {
   }
 };
 
-// Brings the rank keys of positions at - half .. at + count + half - 1 to shared memory; 0, which
-// wins no window, outside the row.
+// Loads the rank keys of positions at - half .. at + count + half - 1 into shared memory; outside
+// the row they are 0, which wins no window.
 __device__ __forceinline__ void stage_keys(uint32_t* staged, const SelectRow& row, int at,
                                            int count, int half, int threads) {
   for (int i = thread_index(); i < count + 2 * half; i += threads) {
@@ -100,7 +100,7 @@ __device__ __forceinline__ void stage_keys(uint32_t* staged, const SelectRow& ro
   }
 }
 
-// Inclusive sum over the lanes up to this one.
+// The sum over all lanes up to and including this one.
 __device__ __forceinline__ int warp_prefix(int value) {
   const int lane = thread_index() % 32;
 #pragma unroll

@@ -1,10 +1,10 @@
-// Exact Top-K of long rows, whose chunks many blocks share, and pools wider than a window that is
-// worth loading.
+// Exact Top-K of rows so long that several blocks share their chunks, and pools too wide to load
+// every window.
 //
 // Four digits of eight bits, from the highest: each chunk writes the histogram of its keys that
-// share the digits found so far, and every block of the next launch sums them in order, so nothing
-// waits. The last launch knows from the same histograms how many entries the chunks before it keep,
-// and writes its own behind them.
+// share the digits found so far, and every block of the next launch sums them in order, so no block
+// waits for another. From the same histograms the blocks of the last launch know how many entries
+// the chunks before theirs keep, and write their own after those.
 #pragma once
 
 #include <algorithm>
@@ -38,8 +38,8 @@ struct Threshold {
   int wanted;    // keys wanted among those that share them
 };
 
-// The first `digits` digits of the kept-th largest key. All threads call; `counts` [kBins] and
-// `found` [2] in shared memory.
+// Returns the first `digits` digits of the kept-th largest key. All threads call it; `counts`
+// [kBins] and `found` [2] in shared memory.
 __device__ __forceinline__ Threshold find_threshold(const SelectRow& row, int64_t rows, int digits,
                                                     int* counts, int* found) {
   const SelectParams& params = row.params;
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kSelectThreads)
   const int start = block.chunk * kLongChunk;
   const bool pool = kDigit == 0 && params.scores != nullptr;
   Threshold threshold = {0, row.kept};
-  if (row.kept == 0) return;  // of the whole row: nobody reads its histograms
+  if (row.kept == 0) return;  // the row keeps nothing: its histograms are not read
   if constexpr (kDigit > 0) threshold = find_threshold(row, rows, kDigit, counts, found);
   if (pool) stage_keys(staged, row, start, kLongChunk, params.half, kSelectThreads);
   sync_threads();
@@ -104,8 +104,8 @@ __global__ void __launch_bounds__(kSelectThreads)
       key = row.pooled_key(at);
     }
     constexpr int kShift = 24 - 8 * kDigit;
-    // The digits before: two shifts, as there are none before the first, and one by 32 drops
-    // nothing.
+    // The digits before, by two shifts: the first digit has none before it, and a single shift by
+    // 32 would drop nothing.
     if ((key ^ threshold.key) >> kShift >> 8 == 0) {
       atomic_add_shared(counts + ((key >> kShift) & 0xff), 1);
     }
@@ -130,8 +130,8 @@ __global__ void __launch_bounds__(kSelectThreads, 1)
   int* const totals = found + 2;  // [kSelectWarps]
   const Threshold threshold = find_threshold(row, rows, kDigits, counts, found);
 
-  // What the chunks before keep: keys above the threshold, by the first digit that differs, and
-  // those equal to it. Thread t counts bin t.
+  // Counts what the chunks before keep: keys above the threshold, by the first digit that differs,
+  // and keys equal to it. Thread t counts bin t.
   int above = 0, equal = 0;
   if (thread < kBins) {
     for (int digit = 0; digit < kDigits; ++digit) {
@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(kSelectThreads, 1)
     own_above += keys[i] > threshold.key ? 1 : 0;
     own_equal += keys[i] == threshold.key ? 1 : 0;
   }
-  // Sums over the block, of each of the four: kept before the chunk, and before this thread.
+  // Sums each of the four over the block: kept before the chunk, and before this thread.
   const auto block_prefix = [&](int value, int& total) {
     const int prefix = warp_prefix(value);
     sync_threads();
@@ -204,10 +204,10 @@ inline void select_long(const SelectParams& params, int64_t rows, Stream stream,
 constexpr int kWidenThreads = 256;
 constexpr int kFirstRadius = 8;
 
-// Maxima of the windows at - radius .. at + radius. From the scores where `from` is null, otherwise
-// from windows of `radius` - `step`, of which two, `step` <= radius - `step` to either side, cover
-// one. A window whose centre is outside the row is taken at the row's end: it reaches as far
-// inside.
+// Maxima of the windows at - radius .. at + radius: from the scores if `from` is null, otherwise
+// from the maxima of windows of radius `radius` - `step`, two of which, `step` <= `radius` - `step`
+// to either side, cover one window. If the centre of one lies outside the row, the one at the row's
+// end is taken: it reaches equally far inside.
 __global__ void __launch_bounds__(kWidenThreads)
     widen_kernel(const SelectParams params, const uint32_t* from, uint32_t* out, const int radius,
                  const int step, const int64_t total) {
@@ -233,7 +233,7 @@ __global__ void __launch_bounds__(kWidenThreads)
   out[index] = best;
 }
 
-// Pooled keys of every row, in one of the two buffers, which is returned.
+// Pools the keys of every row and returns which of the two buffers holds the result.
 inline const uint32_t* pool_by_doubling(const SelectParams& params, uint32_t* keys, uint32_t* other,
                                         int64_t rows, Stream stream, bool follows) {
   const int64_t total = rows * params.num_prompt;

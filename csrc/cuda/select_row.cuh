@@ -1,5 +1,5 @@
-// Pool and Top-K of one row by one block, whose threads hold the row's keys in registers, or by
-// several, each with a piece of it. Alone (select.cu), or with the gather behind it (evict.cu).
+// Pool and Top-K of one row, by one block whose threads hold the row's keys in registers, or by
+// several blocks with one piece each. Used alone (select.cu) or followed by the gather (evict.cu).
 #pragma once
 
 #include <algorithm>
@@ -10,24 +10,25 @@
 
 namespace lookaheadkv::cuda {
 
-constexpr int kRowThreads = 512;  // half of the most: a thread needs registers for its keys
+constexpr int kRowThreads = 512;  // half of the maximum: a thread needs registers for its keys
 constexpr int kRowWarps = kRowThreads / 32;
-constexpr int kOwn = 4;                             // neighbouring positions of a thread
-constexpr int kSweep = kOwn * kRowThreads;          // positions of one sweep of the block
-constexpr int kUsualHalf = 3;                       // of the pool's window: 7
+constexpr int kOwn = 4;                             // neighbouring positions per thread
+constexpr int kSweep = kOwn * kRowThreads;          // positions per sweep of the block
+constexpr int kUsualHalf = 3;                       // half of the usual pool's window: 7
 constexpr int kSweeps = kLongestBlockRow / kSweep;  // at most
 constexpr int kMergeSweeps = kMostCandidates / kSweep;
 static_assert(kSweep == kShortestPiece && kLongestBlockRow % kSweep == 0);
 static_assert(kRowWarps <= 32, "a warp adds up the totals of a sweep");
 
-constexpr int kSelectStages = 6;  // sweeps under way: a row must not wait for memory once a sweep
+constexpr int kSelectStages = 6;  // sweeps in flight: a row must not wait for memory at every sweep
 
-// Starts copying the scores of positions start - half .. start + kSweep + half - 1; NaN, which wins
-// no window, outside the row.
+// Starts copying the scores of positions start - half .. start + kSweep + half - 1; outside the row
+// they are NaN, which wins no window.
 __device__ __forceinline__ void stage_scores(float* staged, const SelectRow& row, int start,
                                              int half) {
   const float* const scores = row.scores();
-  // Copies do not wait for each other; unrolled, each has an address in registers full of keys.
+  // Copies do not wait for each other; unrolled, each would need a register for its address, and
+  // registers are full of keys.
 #pragma unroll 1
   for (int i = thread_index(); i < kSweep + 2 * half; i += kRowThreads) {
     const int position = start - half + i;
@@ -39,8 +40,8 @@ __device__ __forceinline__ void stage_scores(float* staged, const SelectRow& row
   }
 }
 
-// Maxima of the windows of kOwn neighbouring positions; `staged` is where the first one begins.
-// A NaN is passed over where there is a number.
+// Maxima of the windows of kOwn neighbouring positions; `staged` is where the first one begins. A
+// NaN is ignored if the window has a number.
 template <int kHalf>
 __device__ __forceinline__ void pool_windows(float (&best)[kOwn], const float* staged, int half) {
   if constexpr (kHalf >= 2) {
@@ -92,8 +93,8 @@ struct SelectShared {
         totals(found + 2) {}
 };
 
-// Keys in registers, by one block: of positions sweep * kSweep + thread * kOwn .. + kOwn - 1 of
-// every sweep, a thread's.
+// The keys of one block, in registers: in every sweep, a thread holds those of positions sweep *
+// kSweep + thread * kOwn .. + kOwn - 1.
 template <int kMost>
 using OwnKeys = uint32_t[kMost][kOwn];
 
@@ -119,7 +120,7 @@ __device__ __forceinline__ void load_keys(OwnKeys<kSweeps>& keys, const SelectRo
     const int at = s * kSweep + thread * kOwn;
     if (s * kSweep >= count) continue;
     wait_copies<kSelectStages - 2>();
-    sync_threads();  // sweep s is there for all, and nobody reads the one before any more
+    sync_threads();  // sweep s is loaded, and no thread still reads the one before
     load(s + kSelectStages - 1);
     float best[kOwn];
     if (pool) {
@@ -136,15 +137,15 @@ __device__ __forceinline__ void load_keys(OwnKeys<kSweeps>& keys, const SelectRo
   }
 }
 
-// The best `kept` of `count` keys, earlier ones first where keys are equal: place(slot, at, key) is
-// called for each, by the thread that holds it; slots are in the order of positions.
+// Calls place(slot, at, key) for the best `kept` of `count` keys, earlier ones first among equals;
+// the thread that holds a key calls. Slots are in the order of positions.
 template <int kMost, class Place>
 __device__ __forceinline__ void place_best(const OwnKeys<kMost>& keys, int count, int kept,
                                            const SelectShared& shared, const Place& place) {
   const int thread = thread_index(), lane = thread % 32, warp = thread / 32;
-  // Threshold: the kept-th largest key. Where all are kept, every key reaches 0.
+  // Threshold: the kept-th largest key. If all are kept it is 0, which every key reaches.
   uint32_t threshold = 0;
-  int wanted = kept;  // of the keys that share the digits found so far
+  int wanted = kept;  // among the keys that share the digits found so far
   for (int pass = 0; pass < kDigits && kept < count; ++pass) {
     const int shift = 24 - 8 * pass;
     if (thread < kBins) shared.counts[thread] = 0;
@@ -156,7 +157,7 @@ __device__ __forceinline__ void place_best(const OwnKeys<kMost>& keys, int count
       for (int i = 0; i < kOwn; ++i) {
         if (s * kSweep + thread * kOwn + i >= count) continue;
         const uint32_t key = keys[s][i];
-        // The digits before: two shifts, as one by 32 would drop nothing.
+        // The digits before, by two shifts: a single one by 32 would drop nothing.
         if ((key ^ threshold) >> shift >> 8 == 0) {
           atomic_add_shared(shared.counts + ((key >> shift) & 0xff), 1);
         }
@@ -175,8 +176,9 @@ __device__ __forceinline__ void place_best(const OwnKeys<kMost>& keys, int count
     wanted = shared.found[1];
   }
 
-  // Where each kept position goes: counts of keys above and equal before it. Both of a sweep fit 16
-  // bits, so one prefix sum serves both. Computed twice, as registers are full of keys.
+  // The slot of a kept position: the number of keys above and equal before it. Both counts of a
+  // sweep fit 16 bits, so one prefix sum serves both. It is computed twice, as registers are full
+  // of keys.
   const auto counted = [&](int s) {
     int own = 0;
 #pragma unroll
@@ -219,9 +221,10 @@ __device__ __forceinline__ void place_best(const OwnKeys<kMost>& keys, int count
   }
 }
 
-// One piece of a row, by one block. Where there are others, what is kept of it is a candidate;
-// those of a row lie one behind the other, without gaps, as all pieces but its last have the same
-// number. kHalf: half of the pool's window, where it is known at compile time; otherwise 0.
+// Selects in one piece of a row, by one block. If the row has several pieces, what this one keeps
+// are candidates; those of a row lie one after the other, without gaps, as all pieces but the last
+// have the same number. kHalf: half of the pool's window if it is known at compile time, otherwise
+// 0.
 template <int kHalf>
 __device__ __forceinline__ void select_piece(const SelectParams& params, int64_t at_row,
                                              int piece) {
@@ -246,8 +249,9 @@ __device__ __forceinline__ void select_piece(const SelectParams& params, int64_t
              });
 }
 
-// The row's Top-K among the candidates of its pieces, by one block. They contain it: what a piece
-// drops has `kept` better ones, or equal ones before it, in that piece alone.
+// Selects the row's Top-K among the candidates of its pieces, by one block. They contain it: for
+// every key that a piece drops, that piece alone has `kept` keys that are better, or equal and
+// earlier.
 __device__ __forceinline__ void merge_pieces(const SelectParams& params, int64_t at_row) {
   const SelectRow row(params, at_row);
   row.fill_slots(kRowThreads);
@@ -277,7 +281,7 @@ inline int select_row_shared(int half) {
   return (kSelectStages * stage_words(half) + kBins + 2 + kSweeps * kRowWarps) * 4;
 }
 
-// The arguments of a call, for scores that are not pooled yet.
+// The kernels' arguments for scores that are not pooled yet.
 inline SelectParams select_params(const Problem& problem, const float* scores,
                                   const SelectOptions& options, int32_t* indices) {
   const int64_t length = problem.num_prompt;
@@ -298,8 +302,9 @@ inline SelectParams select_params(const Problem& problem, const float* scores,
   return params;
 }
 
-// Cuts the rows into pieces, and takes the memory of their candidates. False, and nothing taken,
-// where blocks cannot share a row so, or its windows are too wide to be pooled on the way.
+// Cuts the rows into pieces and takes the memory for their candidates. Returns false and takes
+// nothing if blocks cannot share a row like this, or if its windows are too wide to be pooled while
+// loading.
 inline bool cut_rows(SelectParams& params, int64_t rows, Workspace& workspace,
                      const Device& device) {
   const Pieces pieces = cut_row(rows, params.num_prompt, params.budget, device.num_sms);
@@ -317,7 +322,7 @@ inline bool pools_on_the_way(const SelectParams& params) {
   return 2 * params.half + 1 <= kWidestFusedPool;
 }
 
-// Selects every row, by however many launches it takes (select.cu).
+// Selects in every row, with as many launches as needed (select.cu).
 void select_rows(SelectParams params, int64_t rows, Workspace& workspace, bool follows,
                  const Device& device);
 

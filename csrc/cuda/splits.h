@@ -23,10 +23,9 @@ struct Splits {
 constexpr int64_t kMostWaves = 6;  // more would not fill the last one much better
 
 // Splits when each of `units` independent units of work sweeps `tiles` key tiles. No split has
-// fewer than `min_tiles`, which is about what a block costs beside its tiles. Of the splits that
-// fill one wave of `resident_blocks` blocks, two, and so on, those that take least time: mostly one
-// wave, but where units are many, a single one may leave half of the chip idle (144 units on 264
-// blocks).
+// fewer than `min_tiles`, about the fixed cost of a block. Among the splits that fill one wave of
+// `resident_blocks` blocks, two, and so on, it takes the fastest: mostly one wave, but with many
+// units a single wave may leave half of the chip idle (144 units on 264 blocks).
 constexpr Splits split_keys(int64_t units, int64_t tiles, int64_t resident_blocks,
                             int64_t min_tiles, int64_t most_waves = kMostWaves) {
   Splits best = {};
@@ -46,21 +45,21 @@ constexpr Splits split_keys(int64_t units, int64_t tiles, int64_t resident_block
 
 // Scores up to this many fit the registers of one block, which finds their Top-K (select_row.cuh).
 constexpr int64_t kLongestBlockRow = 32768;
-// Of the best of a row's pieces half as many: registers for two loops over keys would not do.
+// Half as many candidates from a row's pieces: registers do not suffice for two loops over keys.
 constexpr int64_t kMostCandidates = kLongestBlockRow / 2;
 constexpr int64_t kShortestPiece = 2048;
-// What a block costs beside its positions, in positions: it counts four digits, each behind
-// barriers. An estimate.
+// The fixed cost of a block, in positions: it counts four digits with barriers between. An
+// estimate.
 constexpr int64_t kPieceCost = 8192;
 
 struct Pieces {
-  int32_t count;   // blocks that share a row of scores; 0: a block could not hold what they leave
+  int32_t count;   // blocks that share a row of scores; 0: their candidates exceed a block
   int32_t length;  // positions of each; the last ones may have fewer, or none
 };
 
-// How the Top-K of each of `rows` rows is shared: every block keeps the best `budget` of its piece,
-// and one of them chooses among those. Of the ways that a block can do, the one that takes least
-// time where `resident_blocks` run at once.
+// How blocks share the Top-K of each of `rows` rows: every block keeps the best `budget` of its
+// piece, and one of them chooses among those. Among the feasible cuts it returns the fastest one if
+// `resident_blocks` blocks run at once.
 constexpr Pieces cut_row(int64_t rows, int64_t num_prompt, int64_t budget,
                          int64_t resident_blocks) {
   Pieces best = {};
@@ -81,7 +80,7 @@ constexpr Pieces cut_row(int64_t rows, int64_t num_prompt, int64_t budget,
   return best;
 }
 
-// Wider pools than this are widened by doubling in memory: log2(pool) sweeps.
+// Pools wider than this are widened by doubling in memory, in log2(pool) sweeps.
 constexpr int64_t kWidestFusedPool = 63;
 
 }  // namespace lookaheadkv::cuda

@@ -23,9 +23,9 @@ struct TileShape {
   }
 };
 
-// Starts copying keys start .. start + kRows - 1 of one head, which `rows` knows to find, into
-// `tile`; whatever no row sees, and the columns past the head dimension, become zeros, so that NaN
-// in padding stays there.
+// Starts copying keys start .. start + kRows - 1 of one head, which `rows` locates, into `tile`.
+// Keys that no row sees and columns past the head dimension become zeros, so that NaN in padding
+// has no effect.
 template <int D, int kRows, int kThreads, class Rows>
 __device__ __forceinline__ void load_tile(char* tile, const Head& head, const Rows& rows,
                                           int start) {
@@ -47,7 +47,7 @@ __device__ __forceinline__ void load_tile(char* tile, const Head& head, const Ro
       return;
     }
   }
-  // Unrolled, every copy has addresses of its own in registers, which are full where D is 256.
+  // Unrolled, every copy has its own addresses in registers, which are full if D is 256.
   constexpr int kUnroll = D > 128 ? 1 : 2;
 #pragma unroll kUnroll
   for (int i = 0; i < kCopies; ++i) {
@@ -58,7 +58,7 @@ __device__ __forceinline__ void load_tile(char* tile, const Head& head, const Ro
   }
 }
 
-// Leaves the scales of keys start .. start + kKeys - 1 behind their tile, for whoever waits for it.
+// Writes the scales of keys start .. start + kKeys - 1 to shared memory.
 template <int kKeys, int kThreads, class Rows>
 __device__ __forceinline__ void load_weights(char* to, const Head& head, const Rows& rows,
                                              int start) {
@@ -68,8 +68,8 @@ __device__ __forceinline__ void load_weights(char* to, const Head& head, const R
   reinterpret_cast<float*>(to)[key] = head.exists(start + key) ? rows.weight(start + key) : 1.0f;
 }
 
-// Query rows `low` and `low + 8` of a lane, found once. Past the last row they are the last one:
-// zeros there would make NaN of a key with an infinity that no row makes.
+// Query rows `low` and `low + 8` of a lane, located once. Past the last row they are the last one:
+// zeros times an infinite key would be NaN where no real row has one.
 template <class T>
 struct QueryRows {
   const T* rows[2];
@@ -86,8 +86,8 @@ struct QueryRows {
   }
 };
 
-// Sixteen columns, from 16 * step, of those rows as fragment a of mma. Straight from device memory:
-// the rows are read once, by one warp. `vector` is query.vector, which may be known when compiled.
+// Sixteen columns, from 16 * step, of those rows as fragment a of mma. Directly from device memory:
+// the rows are read once, by one warp. `vector` is query.vector, possibly known at compile time.
 template <class T>
 __device__ __forceinline__ void load_query(uint32_t (&a)[4], const QueryRows<T>& query, int step,
                                            bool vector) {
@@ -109,7 +109,7 @@ __device__ __forceinline__ void load_query(uint32_t (&a)[4], const QueryRows<T>&
   }
 }
 
-// All steps; asked once whether the rows are aligned.
+// All steps; tests only once whether the rows are aligned.
 template <int kSteps, class T>
 __device__ __forceinline__ void load_query(uint32_t (&a)[kSteps][4], const QueryRows<T>& query) {
   if (query.vector) {

@@ -29,7 +29,7 @@ ThreadExecutor executor(const char* op, OptionalThreads num_threads) {
 // Checked leftpad_k and seqused_k, as contiguous memory.
 class Lengths {
  public:
-  // For the batch of `owner`.
+  // Their length is the batch size of `owner`.
   Lengths(const Validator& validator, const OptionalArray& leftpad_k,
           const OptionalArray& seqused_k, const TensorInfo& owner)
       : validator_(validator), batch_(owner.shape[0]) {
@@ -39,7 +39,7 @@ class Lengths {
     if (seqused_k) seqused_k_ = Contiguous<int32_t>(*seqused_k);
   }
 
-  // After the checks of everything's type: the values.
+  // To be called when all types are checked: checks the values.
   void put_into(Problem& problem) const {
     problem.leftpad_k = leftpad_k_ ? leftpad_k_->data() : nullptr;
     problem.seqused_k = seqused_k_ ? seqused_k_->data() : nullptr;
@@ -84,7 +84,7 @@ void check_lse(const Validator& validator, const OptionalArray& lse, const Tenso
                          query);
 }
 
-// The scores, by the caller's log-sum-exp if there is one.
+// The scores, with the given log-sum-exp if there is one.
 py::array scores_of(const Problem& problem, const TensorView& query, const TensorView& key,
                     const OptionalArray& lse, const ThreadExecutor& threads) {
   py::array scores = empty_scores(problem);

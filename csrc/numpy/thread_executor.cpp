@@ -36,7 +36,7 @@ void ThreadExecutor::run(int64_t tasks, int64_t grain, const Body& body) const {
   try {
     for (int64_t thread = 1; thread < count; ++thread) threads.emplace_back(take_tasks, thread);
   } catch (...) {
-    // No more threads to be had: those that started, and the caller, do all tasks.
+    // No further thread can be started: those that run, and the caller, do all tasks.
   }
   take_tasks(0);
   for (std::thread& thread : threads) thread.join();

@@ -11,7 +11,7 @@ namespace lookaheadkv {
 // The validated arguments that the scoring ops share. Holds the contiguous copies it points into.
 struct Call {
   Problem problem;
-  TensorView query, key, value;  // value: key where the op has none
+  TensorView query, key, value;  // value is the key if the op has none
   OptionalTensor lse;
   OptionalTensor leftpad_k;
   OptionalTensor seqused_k;
@@ -33,7 +33,7 @@ struct Call {
     lse = contiguous(lse_in);
     leftpad_k = contiguous(leftpad_in);
     seqused_k = contiguous(seqused_in);
-    // Elsewhere looking at values would wait for the device.
+    // On other devices, looking at values would wait for the device.
     if (query_in.is_cpu()) {
       check.length_values(lengths_ptr(leftpad_k), lengths_ptr(seqused_k), batch, num_prompt);
     }

@@ -2,8 +2,8 @@
 // the device's kernels. See schema.cpp for the signatures and lookaheadkv_kernels/ops.py for what
 // each op means.
 //
-// `Backend` (cpu/backend.cpp, cuda/backend.cpp) is made of a tensor of the call, whose device it
-// runs on, and writes into results that exist. A null `lse` is to be computed.
+// A `Backend` (cpu/backend.cpp, cuda/backend.cpp) is constructed from a tensor of the call, whose
+// device it runs on, and writes into allocated results. It computes an `lse` that is null.
 #pragma once
 
 #include <tuple>
@@ -165,7 +165,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> op_score_and_evict(
   return {out_key, out_value, indices, scores};
 }
 
-// Gives the schemas of this page the implementations of one backend.
+// Registers the ops above for one backend.
 template <class Backend, class Library>
 void implement_ops(Library& library) {
   library.impl("lookahead_attention", boxed<&op_lookahead_attention<Backend>>);

@@ -45,7 +45,7 @@ struct ScoringCall {
     }
   }
 
-  // For data that this process can read.
+  // Only for data that this process can read.
   void check_values(const PagedValidator& check) const {
     const PagedProblem& p = problem;
     check.batch_values(p.batch, p.num_queries);

@@ -122,7 +122,7 @@ void op_compact_kv_cache(std::vector<Tensor> caches, Tensor indices, Tensor kept
   backend.compact_kv_cache(call.compaction, call.bytes.data());
 }
 
-// Gives the schemas of this page the implementations of one backend.
+// Registers the ops above for one backend.
 template <class Backend, class Library>
 void implement_paged_ops(Library& library) {
   library.impl("paged_column_scores", boxed<&op_paged_column_scores<Backend>>);

@@ -11,7 +11,7 @@
 
 namespace lookaheadkv {
 
-// Of a validated k_scale: one element, [Hkv] or [num_blocks, page_size, Hkv].
+// The strides of a validated k_scale: one element, [Hkv] or [num_blocks, page_size, Hkv].
 inline KeyScale key_scale(const OptionalTensor& k_scale) {
   if (!k_scale) return {};
   const float* data = k_scale->const_data_ptr<float>();
@@ -20,7 +20,7 @@ inline KeyScale key_scale(const OptionalTensor& k_scale) {
   return {data, 0, 0, k_scale->dim() == 1 && k_scale->size(0) > 1 ? strides[0] : 0};
 }
 
-// Of a validated key_cache, read by queries of query's dtype.
+// A validated key_cache, whose keys become numbers of the query's dtype.
 inline PagedView paged_view(const Tensor& key_cache, const Tensor& query,
                             const OptionalTensor& k_scale) {
   const auto strides = key_cache.strides();
@@ -37,12 +37,12 @@ inline PagedView paged_view(const Tensor& key_cache, const Tensor& query,
   return view;
 }
 
-// Of a contiguous table.
+// A contiguous table.
 inline BlockTable table_of(const Tensor& table) {
   return {table.const_data_ptr<int32_t>(), table.size(1)};
 }
 
-// Of a validated [num_blocks, page_size, Hkv] or [num_blocks, page_size, Hkv, D] tensor.
+// A validated [num_blocks, page_size, Hkv] or [num_blocks, page_size, Hkv, D] tensor.
 inline CacheBytes cache_bytes(const Tensor& cache) {
   const auto strides = cache.strides();
   const int64_t size = cache.element_size();

@@ -42,7 +42,7 @@ inline ElementType element_type(ScalarType dtype) {
   }
 }
 
-// The name that Python gives a dtype which is kOther to the checks.
+// Python's name of a dtype that is kOther to the checks.
 inline std::string other_name(ScalarType dtype) {
   switch (dtype) {
     case ScalarType::Byte:
@@ -59,7 +59,7 @@ inline std::string other_name(ScalarType dtype) {
       return "complex128";
     case ScalarType::ComplexHalf:
       return "complex32";
-    default: {  // "Bool", "UInt16": Python's names in capitals
+    default: {  // "Bool", "UInt16": capitalised forms of Python's names
       std::string name = torch::headeronly::toString(dtype);
       for (char& letter : name) letter = static_cast<char>(std::tolower(letter));
       return name;
@@ -91,7 +91,7 @@ inline std::optional<TensorInfo> info(const char* name, const OptionalTensor& te
   return tensor ? std::optional<TensorInfo>(info(name, *tensor)) : std::nullopt;
 }
 
-// Of a validated [B, H, S, D] tensor.
+// A validated [B, H, S, D] tensor.
 inline TensorView view(const Tensor& tensor) {
   const auto strides = tensor.strides();
   return {tensor.const_data_ptr(), dtype_of(element_type(tensor.scalar_type())), strides[0],

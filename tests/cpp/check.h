@@ -1,4 +1,4 @@
-// What the C++ tests share: counting, executors, and strided tensors on storage of exactly their
+// What the C++ tests share: counting, executors, and strided tensors in storage of exactly their
 // size.
 #pragma once
 

@@ -20,7 +20,7 @@ void check_select();
 void check_evict();
 void check_paged();
 
-// Makes the chip that kernels are cut for one of `num_sms` multiprocessors.
+// A chip with `num_sms` multiprocessors, for which calls are cut.
 Device chip(int num_sms);
 
 // Calls body(workspace) as the torch ops do: to count, then with memory of exactly that size, all

@@ -17,7 +17,7 @@ int pick(std::mt19937& random, int low, int high) {
   return std::uniform_int_distribution<int>(low, high)(random);
 }
 
-// What a byte of a quantised cache stands for, written out from the formats' definitions.
+// The value of a byte of a quantised cache, written out from the formats' definitions.
 double decode_byte(uint8_t byte, Quantised quantised) {
   if (quantised == Quantised::kInt8) return static_cast<int8_t>(byte);
   const int mantissa_bits = quantised == Quantised::kFloat8E4M3 ? 3 : 2;
@@ -30,8 +30,8 @@ double decode_byte(uint8_t byte, Quantised quantised) {
   return byte & 0x80 ? -value : value;
 }
 
-// Requests whose pages are scattered over a cache; what no request has is NaN, and the entries of
-// the block table behind a request's pages are out of range.
+// Requests whose pages are scattered over a cache. Entries of no request are NaN, and the block
+// table is out of range after a request's pages.
 struct Pages {
   int64_t requests, page_size, num_blocks = 0, max_blocks = 1;
   std::vector<int32_t> lengths, queries, starts{0}, table;
@@ -118,7 +118,7 @@ struct PagedInputs {
     if (kind == 3) key_scale.stride_slot = heads;
   }
 
-  // Of a number that makes no logit so large that a float's log-sum-exp would be too coarse.
+  // The byte of a number so small that no logit is too large for a float's log-sum-exp.
   uint8_t small_byte(std::mt19937& random) const {
     if (quantised == Quantised::kInt8) return static_cast<uint8_t>(pick(random, -8, 8));
     const int most = quantised == Quantised::kFloat8E5M2 ? 0x43 : 0x4f;
@@ -292,7 +292,7 @@ void check_selection(const PagedInputs& in, int turn, std::mt19937& random,
   check(actual_lens == expected_lens, name + " lengths");
 }
 
-// One cache of each kind of word, moved by plain copies of what was there before.
+// One cache for each width of words; expects plain copies of the former contents.
 void check_compaction(std::mt19937& random, int turn) {
   const int64_t layers = 2, heads = 2, index_heads = turn % 2 + 1, slots = pick(random, 1, 700);
   const Pages pages(random, 1, 900);

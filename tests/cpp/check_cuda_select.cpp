@@ -42,7 +42,7 @@ std::vector<float> score_rows(int64_t n, std::mt19937& random) {
   return scores;
 }
 
-// On a chip where the rows fill it, and on one where they do not and are cut.
+// On a chip that the rows fill, and on one that they do not fill, so that they are cut.
 void check_options(const Problem& p, const std::vector<float>& scores, const SelectOptions& o,
                    int num_sms, const std::string& name) {
   const int64_t slots = std::min(o.budget, p.num_prompt) + o.append_rows;
@@ -81,7 +81,7 @@ void check_select() {
       const std::string name = "select n=" + std::to_string(n) + (padded ? " padded" : "");
       for (const int64_t pool : {int64_t{1}, int64_t{7}, int64_t{63}, int64_t{65}, 2 * n + 101}) {
         for (const int64_t budget : {int64_t{0}, int64_t{6}, n / 40, n / 3, n, n + 3}) {
-          // Of the large ones, every combination is met at some length.
+          // Large lengths take turns, so that every combination occurs at one of them.
           if (large && ++turn % 13 != 0) continue;
           for (const auto& [sink, recent] : {std::pair{0, 0}, std::pair{2, 3}}) {
             if (budget < sink + recent) continue;
@@ -93,7 +93,7 @@ void check_select() {
       }
     }
   }
-  // Lengths past what there is are clamped.
+  // Lengths out of range are clamped.
   const std::vector<float> scores = score_rows(500, random);
   const std::vector<int32_t> wild_left = {-5, 90}, wild_used = {9999, 80}, left = {0, 80},
                              used = {500, 80};

@@ -85,8 +85,8 @@ std::string describe(const Shape& s, DType dtype) {
   return name;
 }
 
-// A key of minus infinity is worth nothing to the rows there are, and the rows that fill up their
-// tile must not make NaN of it (0 * infinity).
+// A key of minus infinity has no weight for the real rows, and the rows that fill up their tile
+// must not turn it into NaN (0 * infinity).
 template <class Bits>
 void check_infinite_key(DType dtype, Bits one, Bits minus_infinity) {
   constexpr int64_t kPrompt = 70, kAt = 41;
@@ -142,7 +142,7 @@ void check_prefill() {
   for (const auto& [keys, rows, dim] :
        {std::tuple{1, 1, 64}, std::tuple{70, 6, 64}, std::tuple{150, 32, 128}}) {
     for (const DType dtype : kDTypes) {
-      // All rows over no prompt; the scores are those of the last rows over the others.
+      // All rows, without a prompt; the scores are those of the last rows over the others.
       const Shape all = {1, 1, 2, keys, 0, dim}, last = {1, 1, 2, rows, keys - rows, dim};
       const double scale = 1.0 / std::sqrt(static_cast<double>(dim));
       Inputs in(all, dtype, false, scale, keys, random);

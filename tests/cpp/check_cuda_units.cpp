@@ -9,7 +9,7 @@ using cpu::check;
 
 namespace {
 
-float* results;  // of the kernels below, [32, 4]
+float* results;  // [32, 4], written by the kernels below
 
 // Products of small integers, one warp: a from shared memory by a matrix load, b = 8 x 16 keys.
 void product_kernel() {

@@ -21,7 +21,8 @@ int64_t below(int64_t count, Random& random) {
   return std::uniform_int_distribution<int64_t>(0, count - 1)(random);
 }
 
-// The value of a stored byte, by another way than the kernels': E5M2 is half an fp16.
+// The value of a stored byte, computed in another way than by the kernels: E5M2 is the upper half
+// of an fp16.
 float value_of(Quantised kind, uint8_t bits) {
   if (kind == Quantised::kInt8) return static_cast<float>(static_cast<int8_t>(bits));
   if (kind == Quantised::kFloat8E5M2) {
@@ -139,7 +140,7 @@ struct PagedResult {
   }
 };
 
-// What the dense kernels make of each request.
+// Compares with the dense kernels, request by request.
 void check_scores(const PagedInputs& in, const std::string& name) {
   const SerialExecutor serial;
   PagedSelection selection;
@@ -190,7 +191,7 @@ void check_scores(const PagedInputs& in, const std::string& name) {
   }
 }
 
-// Random moves within one request's pages, or to pages of its own; then the whole memory.
+// Random moves within one request's pages; compares the whole memory afterwards.
 void check_compaction(const PagedInputs& in, Random& random, const std::string& name) {
   const int64_t size = in.view().bytes_per_element();
   const int64_t slots = 1 + below(40, random);

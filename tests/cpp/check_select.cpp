@@ -1,7 +1,7 @@
 // select() against sorting, straight from the definition: the pooled score of a position is the
 // largest number in its window of valid positions (NaN where there is none); larger scores come
 // first, NaN last, ties by position; the first num_sink and last num_recent valid positions are
-// kept whatever they score.
+// kept whatever their score.
 #include <algorithm>
 #include <cmath>
 #include <iterator>
@@ -31,7 +31,7 @@ std::vector<int64_t> ranking(const std::vector<float>& scores, int64_t pool_kern
   return order;
 }
 
-// The kept positions of a row of ranked ones, ascending.
+// The kept ones of a row's ranked positions, ascending.
 std::vector<int64_t> keep(const std::vector<int64_t>& ranked, const SelectOptions& options) {
   const int64_t n = static_cast<int64_t>(ranked.size());
   if (n <= options.budget) {

@@ -66,7 +66,7 @@ struct Separate {
 };
 
 // Everything the kernels do for one call, on one instruction set. Emulated AMX takes most of the
-// time of all: `brief` leaves out what does not depend on the instruction set.
+// total time: `brief` leaves out what does not depend on the instruction set.
 void check_call(const Inputs& in, const Expected& e, bool brief, const std::string& name) {
   const bool exact = in.dtype == DType::kFloat32;
   const double tolerance = exact ? 1e-5 : 1.2e-2;       // of results in the inputs' dtype

@@ -1,5 +1,5 @@
-// The small parts: how work is cut, number formats, and the vector operations that the results of
-// whole kernels say too little about.
+// The small parts: how work is cut, number formats, and the vector operations, which the results of
+// whole kernels test too little.
 #include <algorithm>
 #include <cmath>
 
@@ -53,7 +53,7 @@ void check_tile_rounds() {
               check(round == heads || round * rounds.chunks >= 32 || heads == 0,
                     name + "enough tasks per round");
             }
-            // Nothing that fits is left out.
+            // Everything that fits is kept.
             const int64_t all =
                 std::max<int64_t>(1, heads) * rounds.chunks * (rounds.chunk / kKeyTile) * tile;
             if (all <= bytes) check(rounds.cached_chunks == rounds.chunks, name + "uses the bytes");

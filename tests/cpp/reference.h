@@ -1,4 +1,4 @@
-// One call of every kernel: random inputs, and what double-precision code makes of them.
+// One call of every kernel: random inputs, and the results of double-precision code.
 #pragma once
 
 #include <algorithm>

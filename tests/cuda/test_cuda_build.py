@@ -50,9 +50,9 @@ def test_every_kernel_for_every_chip(kernels: list[Kernel]) -> None:
     assert names["sm_80"] == names["sm_90"]
     for dtype in ("bf16", "fp16"):
         for dim in (64, 96, 128, 256):
-            for keys in ("tensor", "pages"):
+            for keys in ("tensor", "pages", "weighted pages"):
                 assert f"column_scores_mma_kernel<{dtype}, {dim}, {keys}>" in names["sm_80"]
-            for what in ("0, tensor", "1, tensor", "0, pages"):
+            for what in ("0, tensor", "1, tensor", "0, pages", "0, weighted pages"):
                 assert f"attention_mma_kernel<{dtype}, {dim}, {what}>" in names["sm_80"]
         for name in ("key_gradient_kernel", "sum_splits_kernel", "combine_kernel"):
             assert f"{name}<{dtype}>" in names["sm_80"]

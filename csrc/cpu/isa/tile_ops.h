@@ -38,8 +38,8 @@ struct TileOps {
   // holds round_up(d, kDimAlign) * rows floats.
   void (*pack_query)(const void* const* row_ptrs, int rows, int d, void* packed);
 
-  // A [n, d] tile of K (n <= kKeyTile) as gemm's left side; scratch holds kKeyTile *
-  // round_up(d, kDimAlign) floats and may or may not be used.
+  // A [n, d] tile of K (n <= kKeyTile) as gemm's left side; scratch holds kKeyTile * round_up(d,
+  // kDimAlign) floats which may stay unused.
   Operand (*prepare_key)(const void* key, int64_t stride, int n, int d, void* scratch);
 
   // The transpose of a [n, d] tile of V as gemm's left side (same scratch).

@@ -117,7 +117,7 @@ void enter(Fiber& from, Fiber& to, bool leaving) {
 #endif
 }
 
-// Goes on with the next fiber that can, or with the scheduler when all are done.
+// Continues with the next fiber that can run, or with the scheduler when all are done.
 void go_on(bool leaving) {
   Fiber& from = block.fibers[block.current];
   for (int step = 1; step <= block.threads; ++step) {

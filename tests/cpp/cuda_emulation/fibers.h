@@ -1,5 +1,5 @@
-// Runs the threads of one block as fibers on one thread of the CPU: each runs until it has to meet
-// others (a barrier, an instruction of the whole warp), then the next one goes on.
+// Runs the threads of one block as fibers on one thread of the CPU: each runs until it has to wait
+// for others (at a barrier, or an instruction of the whole warp), then the next one continues.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@ namespace lookaheadkv::emulation {
 // some of the missing barriers that the other order hides.
 void run_block(int threads, bool backwards, const std::function<void()>& body);
 
-// Of the running fiber.
+// The thread that the running fiber is.
 int current_thread();
 
 // Waits for all threads of the block.

@@ -13,11 +13,11 @@ namespace lookaheadkv::cuda {
 
 using Stream = void*;
 
-// What the kernels may count on everywhere: a block of an RTX 3090 or 4090 has least.
+// The shared memory that every supported chip offers a block: an RTX 3090 or 4090 has the least.
 constexpr int kSharedLimit = 99 * 1024;
 
 inline int emulated_multiprocessors = 4;
-inline std::vector<bool> emulated_launches;  // whether each was said to follow another one
+inline std::vector<bool> emulated_launches;  // whether each launch was declared to follow another
 inline int multiprocessors() { return emulated_multiprocessors; }
 
 template <class... Parameters, class... Arguments>

@@ -102,7 +102,7 @@ inline int atomic_add_shared(int* address, int value) {
   return before;
 }
 
-// --- between blocks, which run one after the other here: who would have to wait would wait forever
+// --- between blocks, which run one after the other here: none may ever wait
 
 inline int atomic_add_device(int32_t* word, int value) { return atomic_add_shared(word, value); }
 inline int arrive(int32_t* word) { return atomic_add_shared(word, 1); }
