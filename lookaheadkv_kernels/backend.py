@@ -40,7 +40,7 @@ def set_backend(name: str | None) -> None:
 
 
 def register_kernels() -> None:
-    """Let Triton's kernels serve their device, or no longer, as the choice now stands.
+    """Register or unregister the Triton kernels according to the current backend choice.
 
     The compiled libraries register their own kernels when they are loaded; Triton's go over them
     where they are asked for, and where there is no compiled library for the device. Where both are
@@ -66,7 +66,7 @@ def register_kernels() -> None:
 
 
 def check_environment() -> None:
-    """Called at import: a wish that cannot be met must not be passed over in silence.
+    """Called at import: an unavailable backend must raise, not be ignored.
 
     Raises:
         ValueError: ``LOOKAHEADKV_BACKEND`` holds an unknown name.

@@ -17,9 +17,9 @@ For request r, ``N_r = seq_lens[r] - L_r`` are the prompt keys. The *entries* th
 ``E_r = N_r``, or ``seq_lens[r]`` with ``keep_observation``; ``b_r`` is the budget. One of these:
 
 1. ``b_r <= 0``: the request takes no part (it decodes, or its prompt goes on). Its indices are all
-   -1, ``kept_lens[r] = seq_lens[r]``, and :func:`compact_kv_cache` moves nothing of it.
+   -1, ``kept_lens[r] = seq_lens[r]``, and :func:`compact_kv_cache` does not move its entries.
 2. ``E_r <= b_r``: all E_r positions are listed, ``kept_lens[r] = E_r``.
-3. ``L_r = 0``: no row says what to keep; as in 1.
+3. ``L_r = 0``: there is no row to score by; as in 1.
 4. Else b_r positions are kept, ``kept_lens[r] = b_r``.
 
 A padded row of a captured graph (``seq_lens[r] = 0``, no queries) keeps nothing, whatever its
@@ -55,7 +55,7 @@ __all__ = [
 
 
 class Kept(NamedTuple):
-    """What stays of each request."""
+    """The positions that each request keeps."""
 
     indices: Tensor
     """[R, Hkv, max_budget] int32 ([R, 1, max_budget] where heads are reduced): positions in the
@@ -65,7 +65,7 @@ class Kept(NamedTuple):
 
 
 class Selected(NamedTuple):
-    """What stays of each request, and why."""
+    """The positions that each request keeps, and the scores behind the choice."""
 
     indices: Tensor
     """As in :class:`Kept`."""
@@ -127,9 +127,9 @@ def paged_column_scores(
         max_seq_len: columns of the result, known on the host.
         lse: float32 [T, Hq], the queries' log-sum-exp if the caller's attention gave it.
         scale: of the logits; 1 / sqrt(D) when None. Finite.
-        k_scale: what a stored key is multiplied by: one for all ([] or [1]), one a head ([Hkv]), or
-            one an entry and head ([num_blocks, page_size, Hkv], any strides). For quantised keys
-            alone, where None means 1.
+        k_scale: factor of the stored keys: one for all ([] or [1]), one per head ([Hkv]), or one
+            per entry and head ([num_blocks, page_size, Hkv], any strides). For quantised keys
+            only; None means 1.
 
     Returns:
         float32 [R, Hkv, max_seq_len], contiguous; 0 from N_r on.
@@ -137,17 +137,9 @@ def paged_column_scores(
     Raises:
         RuntimeError: bad arguments; calling backward.
     """
+    batch = (query, key_cache, block_table, cu_seqlens_q, seq_lens, num_rows)
     scores: Tensor = OPS.paged_column_scores(
-        query,
-        key_cache,
-        block_table,
-        cu_seqlens_q,
-        seq_lens,
-        num_rows,
-        max_seq_len,
-        lse=lse,
-        scale=scale,
-        k_scale=k_scale,
+        *batch, max_seq_len, lse=lse, scale=scale, k_scale=k_scale
     )
     return scores
 
@@ -261,14 +253,10 @@ def paged_score_and_select(
     Raises:
         RuntimeError: bad arguments; a budget that cannot hold what is pinned; calling backward.
     """
+    batch = (query, key_cache, block_table, cu_seqlens_q, seq_lens, num_rows)
     return Selected(
         *OPS.paged_score_and_select(
-            query,
-            key_cache,
-            block_table,
-            cu_seqlens_q,
-            seq_lens,
-            num_rows,
+            *batch,
             max_seq_len,
             max_budget,
             budgets=budgets,
@@ -306,7 +294,7 @@ def paged_score_and_select_out(
     keep_observation: bool = False,
     head_reduction: str = "none",
 ) -> None:
-    """:func:`paged_score_and_select` into the caller's tensors, each contiguous.
+    """:func:`paged_score_and_select`, written to caller-provided tensors, each contiguous.
 
     For persistent buffers: ``indices`` and ``kept_lens`` can be a layer's slices of what
     :func:`compact_kv_cache` takes for all layers, ``scores`` a workspace that all layers share.
@@ -338,13 +326,9 @@ def paged_score_and_select_out(
     Raises:
         RuntimeError: bad arguments; a budget that cannot hold what is pinned.
     """
+    batch = (query, key_cache, block_table, cu_seqlens_q, seq_lens, num_rows)
     OPS.paged_score_and_select_out(
-        query,
-        key_cache,
-        block_table,
-        cu_seqlens_q,
-        seq_lens,
-        num_rows,
+        *batch,
         max_budget,
         indices=indices,
         kept_lens=kept_lens,
@@ -376,13 +360,11 @@ def compact_kv_cache(
     ``src_block_table``) to position ``dst_start[layer, r] + j`` (by ``dst_block_table``), byte for
     byte: dtypes do not matter, and scales move like payload. No other byte is written.
 
-    The hazard contract. Kept positions ascend, so the entries that move to a higher position come
-    first in a head and are copied in descending order, then those that move to a lower one, in
-    ascending order: no entry is overwritten before it is read, for any ``dst_start``. Between
-    requests nothing is ordered: a block that the call writes must be written by one request
-    alone, and be read only by the same request, at the same place in both of its tables. A shared
-    prefix is thus read by all, and written by none: give the request blocks of its own in
-    ``dst_block_table`` (copy on evict). On the CPU a violation is an error.
+    No entry of a request is overwritten before it is read, for any ``dst_start``; docs/paged.md
+    shows why. Between requests nothing is ordered: a block that the call writes must be written by
+    one request alone, and be read only by the same request, at the same place in both of its
+    tables. So a shared prefix is read by all and written by none: give the request blocks of its
+    own in ``dst_block_table`` (copy on evict). On the CPU a violation is an error.
 
     Args:
         caches: for each layer its P tensors, in order: K and V, or one that packs both, with the
@@ -392,7 +374,7 @@ def compact_kv_cache(
         indices: int32 [num_layers, R, Hkv, K], ascending in each row, -1 in the slots at the end;
             [num_layers, R, 1, K]: all heads of a slot move together.
         kept_lens: int32 [num_layers, R]: entries of each row that move; a row whose indices are all
-            -1 is left alone whatever its length says.
+            -1 is left alone, whatever its length.
         src_block_table: int32 [R, max_blocks], where the entries are.
         dst_block_table: int32 [R, max_dst_blocks], where they go; src_block_table when None.
         dst_start: int32 [num_layers, R], position of the first kept entry; 0 when None (aligned to

@@ -45,7 +45,7 @@ def visible_keys(
     return causal[None] & real[:, None]
 
 
-def _logits(
+def masked_logits(
     query: Tensor,
     key: Tensor,
     scale: float | None,
@@ -62,6 +62,12 @@ def _logits(
     return logits.masked_fill(~mask[:, None], -math.inf)
 
 
+def mean_over_rows_and_group(probs: Tensor, num_kv_heads: int) -> Tensor:
+    """[B, Hq, L, S] -> [B, Hkv, S]: mean over the L rows and the G query heads of a KV head."""
+    batch, heads, rows, keys = probs.shape
+    return probs.reshape(batch, num_kv_heads, heads // num_kv_heads * rows, keys).mean(dim=2)
+
+
 def attention_probabilities(
     query: Tensor,  # [B, Hq, L, D]
     key: Tensor,  # [B, Hkv, N + L, D]
@@ -71,7 +77,7 @@ def attention_probabilities(
     seqused_k: Tensor | None = None,  # [B] int32
 ) -> Tensor:
     """softmax(scale * q k^T) over prompt and observation keys (paper eq. 4): [B, Hq, L, N + L]."""
-    return torch.softmax(_logits(query, key, scale, leftpad_k, seqused_k), dim=-1)
+    return torch.softmax(masked_logits(query, key, scale, leftpad_k, seqused_k), dim=-1)
 
 
 def lookahead_attention(
@@ -87,9 +93,7 @@ def lookahead_attention(
 
     The output keeps the query's dtype; the other two are in the compute dtype.
     """
-    from .scores import mean_over_rows_and_group
-
-    logits = _logits(query, key, scale, leftpad_k, seqused_k)
+    logits = masked_logits(query, key, scale, leftpad_k, seqused_k)
     probs = torch.softmax(logits, dim=-1)
     out = torch.matmul(probs, expand_heads(value.to(probs.dtype), query.shape[1]))
     prompt = key.shape[2] - query.shape[2]

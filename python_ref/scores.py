@@ -7,13 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from .attention import _logits, attention_probabilities, compute_dtype, expand_heads
-
-
-def mean_over_rows_and_group(probs: Tensor, num_kv_heads: int) -> Tensor:
-    """[B, Hq, L, S] -> [B, Hkv, S]: mean over the L rows and the G query heads of a KV head."""
-    batch, heads, rows, keys = probs.shape
-    return probs.reshape(batch, num_kv_heads, heads // num_kv_heads * rows, keys).mean(dim=2)
+from .attention import (
+    attention_probabilities,
+    compute_dtype,
+    expand_heads,
+    masked_logits,
+    mean_over_rows_and_group,
+)
 
 
 def column_scores(
@@ -26,7 +26,7 @@ def column_scores(
     seqused_k: Tensor | None = None,  # [B] int32
 ) -> Tensor:
     """Paper eq. 4 and section 3.1, with the GQA mean: scores [B, Hkv, N] in the compute dtype."""
-    logits = _logits(query, key, scale, leftpad_k, seqused_k)
+    logits = masked_logits(query, key, scale, leftpad_k, seqused_k)
     if lse is None:
         probs = torch.softmax(logits, dim=-1)
     else:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.bad_calls import Case, expand, to_meta
+from support.bad_calls import Case, compiled_cpu, expand, to_meta
 from support.calls import OPS
 from support.helpers import lengths
 from torch import Tensor
@@ -173,7 +173,14 @@ STATIC_CASES = [
     Case(("score_and_evict",), {"scale": math.nan, "budget": 0}, "scale must be finite, got nan"),
 ]  # fmt: skip
 
-# Values inside tensors: looked at by the CPU ops alone.
+# Checked from addresses, wherever there is memory.
+ADDRESS_CASES = [
+    Case(("column_scores",), {"key": MISALIGNED}, "key must be aligned to its element size"),
+    Case(("column_scores",), {"lse": MISALIGNED[:, :1, 0, :32].expand(2, 4, 32)},
+         "lse must be aligned to its element size"),
+]  # fmt: skip
+
+# Values inside tensors: checked by the compiled CPU ops alone.
 VALUE_CASES = [
     Case(PADDED, {"seqused_k": lengths(101, 0)}, "seqused_k[0] must be in 0..N=100, got 101"),
     Case(PADDED, {"seqused_k": lengths(100, -1)}, "seqused_k[1] must be in 0..N=100, got -1"),
@@ -181,9 +188,6 @@ VALUE_CASES = [
          "leftpad_k[1] must be in 0..seqused_k[1]=5, got 7"),
     Case(PADDED, {"leftpad_k": lengths(0, 107)}, "leftpad_k[1] must be in 0..N=100, got 107"),
     Case(PADDED, {"leftpad_k": lengths(-2, 0)}, "leftpad_k[0] must be in 0..N=100, got -2"),
-    Case(("column_scores",), {"key": MISALIGNED}, "key must be aligned to its element size"),
-    Case(("column_scores",), {"lse": MISALIGNED[:, :1, 0, :32].expand(2, 4, 32)},
-         "lse must be aligned to its element size"),
     Case(("gather_kv",), {"indices": torch.full((2, 2, 3), 132, dtype=torch.int32)},
          "indices[0, 0, 0] must be -1 or in 0..S-1=131, got 132"),
     Case(("gather_kv",), {"indices": torch.tensor([[[0, -1]] * 2, [[1, 2], [3, -2]]]).int()},
@@ -231,6 +235,12 @@ def test_fake_tensors(op, change, message):
         fails(op, change, message, mode.from_tensor)
 
 
+@pytest.mark.parametrize("op, change, message", expand(ADDRESS_CASES))
+def test_addresses(op, change, message):
+    fails(op, change, message)
+
+
+@compiled_cpu
 @pytest.mark.parametrize("op, change, message", expand(VALUE_CASES))
 def test_values(op, change, message):
     fails(op, change, message)

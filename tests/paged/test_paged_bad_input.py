@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.bad_calls import Case, expand, to_meta
+from support.bad_calls import Case, compiled_cpu, expand, to_meta
 from support.calls import OPS
 from support.helpers import lengths
 from torch import Tensor
@@ -244,6 +244,7 @@ def test_every_front_end(op, change, message):
         fails(op, change, message, mode.from_tensor)
 
 
+@compiled_cpu
 @pytest.mark.parametrize("op, change, message", expand(VALUE_CASES))
 def test_values(op, change, message):
     fails(op, change, message)
