@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..integrations.transformers.api import check_supported
     from ..integrations.transformers.attention import attach
     from ..integrations.transformers.loading import load
-    from ..policies.base import check_at_least, check_budget
+    from ..policies.budget import check_at_least, check_budget
     from ..visual import write_html, write_png
 
     check_at_least("sample", arguments.sample, 0)

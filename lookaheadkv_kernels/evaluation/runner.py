@@ -22,7 +22,8 @@ from ..integrations.transformers.attention import attach
 from ..integrations.transformers.batched_decoding import decode_together
 from ..integrations.transformers.shared_prefill import SharedPrefill
 from ..lookahead.files import write_atomically
-from ..policies.base import Policy, check_at_least, check_budget
+from ..policies.base import Policy
+from ..policies.budget import check_at_least, check_budget
 from .measures import GroundTruth
 from .records import Key, Shard, Writer, locked, merge, read_predictions
 from .report import metrics_of, write_metrics, write_plot

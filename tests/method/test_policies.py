@@ -24,7 +24,7 @@ from support.policy_model import Cut, tiny_llama
 
 from lookaheadkv_kernels.integrations.transformers import Eviction
 from lookaheadkv_kernels.policies import POLICY_NAMES, make_policy, scoring
-from lookaheadkv_kernels.policies.base import budget_of
+from lookaheadkv_kernels.policies.budget import budget_of
 from lookaheadkv_kernels.unmasked import unmasked_scores
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -221,7 +221,9 @@ def test_drafts_end_at_the_end_token(monkeypatch):
     policy = policy_of("laq")
     rows: list[int] = []
     monkeypatch.setattr(
-        policy, "evict", lambda call: rows.append(call.state) or type(policy).evict(policy, call)
+        policy,
+        "evict",
+        lambda call: rows.append(call.num_draft) or type(policy).evict(policy, call),
     )
     monkeypatch.setattr(model.generation_config, "eos_token_id", [answer[0], 1])
     Eviction(model, policy).prefill(ids, budget=12)

@@ -16,14 +16,15 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ...lookahead import LookaheadModules, ModelShape, load_modules
-from ...policies.base import Budget, Policy, check_budget
+from ...policies.base import Policy
+from ...policies.budget import Budget, check_budget
 from ...policies.lookahead import LookaheadPolicy
 from .attention import attach
 from .cache import EvictableCache
 from .compat import cache_argument, decoder_layers
 from .patching import check_generate, replaced
+from .prefiller import ModelPrefiller, Prefilled
 from .prompt import make_prompt
-from .runner import Prefilled, Runner
 from .weights import find_modules
 
 # The model that a prefill is running itself: those passes are not prompts of a user.
@@ -63,7 +64,7 @@ class Eviction:
         self.model = model
         self.policy = policy
         self._base_attention = attach(model)
-        self.runner = Runner(model, chunk)
+        self.runner = ModelPrefiller(model, chunk)
 
     def detach(self) -> None:
         """Give the model back its own attention implementation."""
@@ -126,14 +127,12 @@ class Eviction:
         prompt = make_prompt(attention_mask=attention_mask, cache=work, **tokens)
         token = _PREFILLING.set(self.model)
         try:
-            done: Prefilled = self.policy.prefill(self.runner, prompt, budget, work)
+            done = self.policy.prefill(self.runner, prompt, budget, work)
         finally:
             _PREFILLING.reset(token)
         if cache is not None:
-            cache.layers = done.cache.layers
+            cache.adopt(done.cache)
             done.cache = cache
-        done.cache.logits = done.logits
-        done.cache.choices = done.choices
         return done
 
     def generate(

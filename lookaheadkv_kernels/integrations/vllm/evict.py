@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...ops import column_scores
-from ...paged import paged_select
+from ...ops import column_scores, select
 from .blocks import evicted_blocks, kept_entries
 from .config import EvictionConfig
 from .pages import Pages, compact
@@ -130,14 +129,8 @@ class Evictor:
         scale: float,
     ) -> Tensor:
         """The rows' own positions and those that they attend to: int32 [1, Hkv, keep]."""
-        rows, length = query.shape[0], key.shape[2]
+        rows = query.shape[0]
         scores = column_scores(query.transpose(0, 1)[None], key, scale=scale)
-        return paged_select(
-            F.pad(scores, (0, rows)),
-            torch.tensor([0, rows], dtype=torch.int32),
-            torch.tensor([length], dtype=torch.int32),
-            rows,
-            keep,
-            pool_kernel=self.config.pool_kernel,
-            keep_observation=True,
-        ).indices
+        # The rows' own positions have no score: they are pinned, and the max-pool skips -inf.
+        scores = F.pad(scores, (0, rows), value=-torch.inf)
+        return select(scores, keep, pool_kernel=self.config.pool_kernel, num_recent=rows)
