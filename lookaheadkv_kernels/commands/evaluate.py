@@ -10,7 +10,7 @@ from typing import Any
 
 from ..policies import POLICY_NAMES
 from .building import device_of, launched, policies_of, sources_of
-from .options import add_data_options, add_model_options, add_policy_options, budget
+from .options import add_cell_options, add_data_options, add_model_options, add_policy_options
 
 DESCRIPTION = """\
 Evaluate eviction policies at budgets on tasks. An interrupted run goes on where it stood when it is
@@ -30,22 +30,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--task", nargs="+", required=True, metavar="NAME", help="tasks, or groups such as `ruler`"
     )
-    parser.add_argument(
-        "--policy",
-        nargs="+",
-        choices=POLICY_NAMES,
-        default=["full", "snapkv"],
-        metavar="NAME",
-        help=f"among {', '.join(POLICY_NAMES)} (default: full snapkv)",
-    )
-    parser.add_argument(
-        "--budget",
-        nargs="+",
-        type=budget,
-        default=[128],
-        metavar="N",
-        help="entries kept a KV head: counts, or ratios such as 0.1 (default: 128)",
-    )
+    add_cell_options(parser, POLICY_NAMES, ("full", "snapkv"), 128)
     parser.add_argument(
         "--length",
         nargs="+",

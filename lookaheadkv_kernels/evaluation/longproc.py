@@ -59,13 +59,13 @@ def _cell(text: str) -> str:
 def row_f1(answer: str, reference: str) -> float:
     """F1 of rows, in any order: those of the answer that are right, those that were found."""
     try:
-        told, true = rows_of(extracted(answer)), rows_of(reference)
+        predicted, true = rows_of(extracted(answer)), rows_of(reference)
     except ValueError:
         return 0.0
-    if len(told[0]) != len(true[0]):
+    if len(predicted[0]) != len(true[0]):
         return 0.0
-    precision = sum(row in true for row in told) / len(told)
-    recall = sum(row in told for row in true) / len(true)
+    precision = sum(row in true for row in predicted) / len(predicted)
+    recall = sum(row in predicted for row in true) / len(true)
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 

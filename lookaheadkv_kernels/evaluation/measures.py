@@ -91,11 +91,11 @@ def perturbation(
 def response_nll(
     model: Any, cache: EvictableCache, logits: Tensor, response: Sequence[int]
 ) -> float:
-    """Mean negative log-likelihood of a response's tokens, teacher-forced; the cache stays as it is.
+    """Mean negative log-likelihood of a response's tokens, teacher-forced.
 
     Args:
         model: with our attention attached.
-        cache: of the prompt, cut or whole.
+        cache: of the prompt, cut or whole; it is not changed.
         logits: [vocabulary] of the prompt's last token.
         response: token ids.
     """

@@ -261,7 +261,7 @@ class Evaluation:
     def _record(
         self, task: Task, sample: Sample, setting: Setting, answer: list[int]
     ) -> dict[str, Any]:
-        """What is told of one answer; in a conversation of all answers that follow it, too."""
+        """The record of one answer, or of a whole conversation that begins with it."""
         answers, texts = [answer], [self._text(answer)]
         while (prompt := task.follow_up(sample, texts)) is not None:
             shared = self._read(prompt, [setting])

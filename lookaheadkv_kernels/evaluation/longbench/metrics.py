@@ -20,12 +20,12 @@ def normalised_answer(text: str) -> str:
 
 def qa_f1(prediction: str, reference: str, classes: Sequence[str] = ()) -> float:
     """F1 of the words in common."""
-    told = normalised_answer(prediction).split()
+    predicted = normalised_answer(prediction).split()
     true = normalised_answer(reference).split()
-    common = sum((Counter(told) & Counter(true)).values())
+    common = sum((Counter(predicted) & Counter(true)).values())
     if common == 0:
         return 0.0
-    precision, recall = common / len(told), common / len(true)
+    precision, recall = common / len(predicted), common / len(true)
     return 2 * precision * recall / (precision + recall)
 
 
@@ -35,14 +35,14 @@ def rouge_l(prediction: str, reference: str, classes: Sequence[str] = ()) -> flo
     Sentences end at dots. The words of the longest common subsequences of all pairs of sentences
     are united, and counted, like those of both texts, once each.
     """
-    told, true = _rouge_sentences(prediction), _rouge_sentences(reference)
-    if not told or not true:
+    predicted, true = _rouge_sentences(prediction), _rouge_sentences(reference)
+    if not predicted or not true:
         return 0.0
     common: set[str] = set()
     for one in true:
-        for other in told:
+        for other in predicted:
             common.update(_longest_common_subsequence(one, other))
-    precision = len(common) / len({word for sentence in told for word in sentence})
+    precision = len(common) / len({word for sentence in predicted for word in sentence})
     recall = len(common) / len({word for sentence in true for word in sentence})
     return 2 * precision * recall / (precision + recall + 1e-8)
 
