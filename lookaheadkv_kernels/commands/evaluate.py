@@ -13,8 +13,8 @@ from .building import device_of, launched, policies_of, sources_of
 from .options import add_cell_options, add_data_options, add_model_options, add_policy_options
 
 DESCRIPTION = """\
-Evaluate eviction policies at budgets on tasks. An interrupted run goes on where it stood when it is
-started again with the same arguments; more tasks, policies, budgets or samples may be added to it.
+Evaluate eviction policies at budgets on tasks. An interrupted run continues where it stopped when
+it is started again with the same arguments; more tasks, policies, budgets or samples may be added.
 Several processes share the samples: start it by `torchrun --nproc-per-node 8 -m lookaheadkv_kernels
 eval ...`, or with --shard 0/8 ... 7/8. See docs/evaluation.md.
 """
@@ -68,7 +68,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluate, or go on; print the table."""
+    """Evaluate, or continue an earlier run; print the table."""
     import torch
     import transformers
 

@@ -123,7 +123,7 @@ def _sample(arguments: argparse.Namespace, tokenizer: Any) -> Any:
 
 
 def _marked(arguments: argparse.Namespace, tokenizer: Any, sample: Any) -> list[tuple[str, str]]:
-    """What to point out: what was asked for, or what the sample wants and the prompt says."""
+    """(label, text) to mark: what the user named, or the references that the prompt contains."""
     if arguments.mark:
         return [(text, text) for text in arguments.mark]
     prompt = tokenizer.decode(sample.prompt_ids, clean_up_tokenization_spaces=False)

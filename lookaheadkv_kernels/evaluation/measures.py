@@ -50,7 +50,7 @@ def mean_over_layers(values: Sequence[Tensor]) -> float:
 
 
 def agreement(first: Sequence[int], second: Sequence[int]) -> int:
-    """Number of tokens from the start that are the same."""
+    """Number of leading tokens that are the same."""
     count = 0
     for one, other in zip(first, second, strict=False):
         if one != other:
@@ -77,7 +77,7 @@ def perturbation(
     logits = grouped @ key.float()[:, None].transpose(-1, -2) * scale
     ahead = torch.ones(rows, rows, dtype=torch.bool, device=key.device).triu(1)
     logits[..., prompt:].masked_fill_(ahead, -torch.inf)
-    # One column more takes what the empty slots point at.
+    # Empty slots point at one extra column.
     gone = torch.ones(kv_heads, prompt + 1, dtype=torch.bool, device=key.device)
     where = torch.where(positions < 0, prompt, positions).to(torch.int64)
     gone.scatter_(1, where, False)
@@ -108,7 +108,7 @@ def response_nll(
 
 @torch.no_grad()
 def all_logits(model: Any, ids: Sequence[int], cache: EvictableCache) -> Tensor:
-    """Append ``ids`` to the cache; logits of each, [len(ids), vocabulary]."""
+    """Append ``ids`` to the cache; returns the logits after each, [len(ids), vocabulary]."""
     out = model(
         torch.tensor([list(ids)], device=model.device),
         **{cache_argument(model): cache},
@@ -161,8 +161,8 @@ class GroundTruth:
         """All measures of an evicted cache that has not been decoded from.
 
         Args:
-            cache: a prefill's, with the policy's choices recorded.
-            answer_ids: what was answered from it.
+            cache: as a prefill left it, with the policy's choices recorded.
+            answer_ids: the answer from this cache.
         """
         found: dict[str, list[Tensor]] = {"recall": [], "mass": [], "perturbation": []}
         divergence = []

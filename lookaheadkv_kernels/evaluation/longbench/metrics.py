@@ -1,6 +1,6 @@
 """LongBench's metrics for one answer and one reference, from 0 to 1.
 
-They give the numbers of the published scripts, quirks included: those are what papers report.
+They reproduce the numbers of the published scripts, quirks included: papers report those.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _rouge_sentences(text: str) -> list[list[str]]:
 
 
 def _longest_common_subsequence(one: Sequence[str], other: Sequence[str]) -> list[str]:
-    """Of several, the one that the package finds: from the end, ``other`` steps back at ties."""
+    """The one that the package finds: traced from the end, ``other`` steps back at ties."""
     lengths = [[0] * (len(other) + 1) for _ in range(len(one) + 1)]
     for i, word in enumerate(one):
         for j, second in enumerate(other):
@@ -79,7 +79,7 @@ def classification(prediction: str, reference: str, classes: Sequence[str] = ())
     A class whose name is part of the right one's does not count.
     """
     named = [name for name in classes if name in prediction]
-    # The published loop deletes from the list that it walks through, and so skips what follows.
+    # The published loop deletes from the list that it iterates over, and so skips the next item.
     place = 0
     while place < len(named):
         if named[place] in reference and named[place] != reference:
@@ -101,7 +101,7 @@ def count(prediction: str, reference: str, classes: Sequence[str] = ()) -> float
 
 
 def code_similarity(prediction: str, reference: str, classes: Sequence[str] = ()) -> float:
-    """Likeness of the answer's first line of code, in whole percents."""
+    """Similarity of the answer's first line of code, rounded to whole percents."""
     line = next(
         (
             line

@@ -27,9 +27,9 @@ from .prefiller import ModelPrefiller, Prefilled
 from .prompt import make_prompt
 from .weights import find_modules
 
-# The model that a prefill is running itself: those passes are not prompts of a user.
+# The model that a prefill is running: its passes are not a user's prompts.
 _PREFILLING: ContextVar[Any] = ContextVar("lookaheadkv_prefilling", default=None)
-# What a prompt's forward may be given; anything else would be left out silently.
+# Arguments that a prompt's forward may get; any other would be ignored silently.
 PROMPT_ARGUMENTS = {
     "input_ids",
     "attention_mask",
@@ -45,12 +45,12 @@ class Eviction:
     """A transformers model whose prompt cache is cut by a policy.
 
     The model's classes and weights stay as they are. What changes is the name of its attention
-    implementation, which for every other cache calls the one it had; :meth:`detach` puts the name
-    back.
+    implementation, which for every other cache calls the one it had; :meth:`detach` restores the
+    name.
 
     Args:
-        model: a causal language model (Llama, Mistral, Qwen2, Qwen3 and their like).
-        policy: says which entries stay.
+        model: a causal language model (Llama, Mistral, Qwen2, Qwen3 and similar ones).
+        policy: chooses which entries stay.
         chunk: prefill in parts of so many tokens; None runs the prompt at once.
 
     Raises:
@@ -112,7 +112,7 @@ class Eviction:
     def _prefill(
         self,
         budget: Budget,
-        cache: Any,
+        cache: object,
         attention_mask: Tensor | None,
         **tokens: Tensor | None,
     ) -> Prefilled:
@@ -146,8 +146,8 @@ class Eviction:
     ) -> Any:
         """``model.generate`` from a cut cache: sampling, beams, streamers and the rest.
 
-        Right-padded rows are turned into left-padded ones first, as ``generate`` wants them. Not
-        available are assisted generation and other kinds of cache.
+        Right-padded rows become left-padded first, as ``generate`` expects. Assisted generation
+        and other kinds of cache are not available.
 
         Args:
             input_ids: int64 [B, N]; with a cache of earlier turns the tokens of those too.
@@ -178,8 +178,8 @@ class Eviction:
         """Within the block every prompt that the model gets, in any thread, is cut to ``budget``.
 
         A prompt is any call with more than one new token, or with an empty cache, as ``generate``
-        makes them; it gets the logits of its last token alone. On the way out the model is as it
-        was.
+        makes them; only the logits of its last token are computed. Afterwards the model is as it
+        was before.
 
         Args:
             budget: see :meth:`prefill`.
@@ -197,7 +197,7 @@ class Eviction:
                 return plain(*args, **kwargs)
             if args:
                 raise TypeError("while eviction is on, pass every argument by keyword")
-            if "past_key_values" in kwargs:  # the old name is good for some releases more
+            if "past_key_values" in kwargs:  # transformers still accepts the old name
                 kwargs[name] = kwargs.pop("past_key_values")
             ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
             tokens = embeds if ids is None else ids
@@ -277,7 +277,7 @@ class LookaheadKV(Eviction):
             raise ValueError(
                 f"these lookahead modules are for {modules.config.model}, the model is {shape}"
             )
-        # Copied: `to` would change the caller's, who may go on training them in float32.
+        # Copied: `to` would change the caller's modules, which may still be trained in float32.
         modules = copy.deepcopy(modules).requires_grad_(False).to(model.device, model.dtype)
         super().__init__(model, LookaheadPolicy(modules, mode=mode), chunk=chunk)
 
@@ -298,7 +298,7 @@ class LookaheadKV(Eviction):
 
 
 def _ending_in(tensor: Tensor | None, end: Tensor | None) -> Tensor | None:
-    """[B, t, ...] whose last tokens are these."""
+    """``tensor`` [B, t, ...] with its last tokens replaced by ``end``."""
     if tensor is None or end is None:
         return None
     return torch.cat([tensor[:, : tensor.shape[1] - end.shape[1]], end.to(tensor)], dim=1)
@@ -311,7 +311,7 @@ def check_supported(model: Any) -> None:
         ValueError: sliding-window or other non-full attention layers, or an unknown structure.
     """
     if not isinstance(model, PreTrainedModel):
-        # Wrappers (PEFT, torch.compile) run another forward than the one that eviction replaces.
+        # Wrappers (PEFT, torch.compile) have a forward of their own, which eviction does not see.
         raise ValueError(f"{type(model).__name__} is not a transformers model")
     decoder_layers(model)
     config = model.config
