@@ -11,7 +11,7 @@ from ..training.config import TrainingConfig
 from .options import add_model_options
 
 DESCRIPTION = """\
-Train lookahead modules for a model. An interrupted run goes on where its newest checkpoint stands
+Train lookahead modules for a model. An interrupted run continues from its newest checkpoint
 when it is started again with the same arguments. Several processes share the batches: start it by
 `torchrun --nproc-per-node 8 -m lookaheadkv_kernels train ...` or `accelerate launch`.
 """
