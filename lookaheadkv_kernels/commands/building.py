@@ -1,4 +1,4 @@
-"""Tasks' data, judges and policies as the options of a subcommand name them."""
+"""Makes the data sources, judges and policies that a subcommand's options name."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _judge(arguments: argparse.Namespace) -> Any:
 
 
 def device_of(device: str) -> str:
-    """Under torchrun every process takes a GPU of its own."""
+    """The device of this process: under torchrun each one takes its own GPU."""
     return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and launched() else device
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from ..policies import POLICY_NAMES
 from .building import device_of, launched, policies_of, sources_of
-from .options import add_data_options, add_model_options, add_policy_options, budget
+from .options import add_cell_options, add_data_options, add_model_options, add_policy_options
 
 DESCRIPTION = """\
-Evaluate eviction policies at budgets on tasks. An interrupted run goes on where it stood when it is
-started again with the same arguments; more tasks, policies, budgets or samples may be added to it.
+Evaluate eviction policies at budgets on tasks. An interrupted run continues where it stopped when
+it is started again with the same arguments; more tasks, policies, budgets or samples may be added.
 Several processes share the samples: start it by `torchrun --nproc-per-node 8 -m lookaheadkv_kernels
 eval ...`, or with --shard 0/8 ... 7/8. See docs/evaluation.md.
 """
@@ -30,22 +30,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--task", nargs="+", required=True, metavar="NAME", help="tasks, or groups such as `ruler`"
     )
-    parser.add_argument(
-        "--policy",
-        nargs="+",
-        choices=POLICY_NAMES,
-        default=["full", "snapkv"],
-        metavar="NAME",
-        help=f"among {', '.join(POLICY_NAMES)} (default: full snapkv)",
-    )
-    parser.add_argument(
-        "--budget",
-        nargs="+",
-        type=budget,
-        default=[128],
-        metavar="N",
-        help="entries kept a KV head: counts, or ratios such as 0.1 (default: 128)",
-    )
+    add_cell_options(parser, POLICY_NAMES, ("full", "snapkv"), 128)
     parser.add_argument(
         "--length",
         nargs="+",
@@ -83,7 +68,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluate, or go on; print the table."""
+    """Evaluate, or continue an earlier run; print the table."""
     import torch
     import transformers
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..policies import POLICY_NAMES
 from .building import policies_of, sources_of
-from .options import add_data_options, add_model_options, add_policy_options, budget
+from .options import add_cell_options, add_data_options, add_model_options, add_policy_options
 
 DESCRIPTION = """\
 Write a page that shows what policies keep of a prompt, side by side, with the answer that the model
@@ -35,22 +35,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--length", type=int, default=1024, help="of the sample (default: 1024)")
     parser.add_argument("--seed", type=int, default=0, help="of the task (default: 0)")
-    parser.add_argument(
-        "--policy",
-        nargs="+",
-        choices=INSPECTED,
-        default=["lookahead", "snapkv"],
-        metavar="NAME",
-        help=f"among {', '.join(INSPECTED)} (default: lookahead snapkv)",
-    )
-    parser.add_argument(
-        "--budget",
-        nargs="+",
-        type=budget,
-        default=[64],
-        metavar="N",
-        help="entries kept a KV head: counts, or ratios such as 0.1 (default: 64)",
-    )
+    add_cell_options(parser, INSPECTED, ("lookahead", "snapkv"), 64)
     parser.add_argument(
         "--mark",
         nargs="+",
@@ -76,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..integrations.transformers.api import check_supported
     from ..integrations.transformers.attention import attach
     from ..integrations.transformers.loading import load
-    from ..policies.base import check_at_least, check_budget
+    from ..policies.budget import check_at_least, check_budget
     from ..visual import write_html, write_png
 
     check_at_least("sample", arguments.sample, 0)
@@ -105,9 +90,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.png is not None:
         write_png(arguments.png, picture)
     for answer in answers:
-        told = "" if answer.score is None else f"{100 * answer.score:3.0f} %  "
+        score_text = "" if answer.score is None else f"{100 * answer.score:3.0f} %  "
         size = "all" if answer.budget is None else answer.budget
-        print(f"{answer.policy:14} {size:>5}  {told}{' '.join(answer.text.split())}")
+        print(f"{answer.policy:14} {size:>5}  {score_text}{' '.join(answer.text.split())}")
     print(f"written: {arguments.output}")
     return 0
 
@@ -138,7 +123,7 @@ def _sample(arguments: argparse.Namespace, tokenizer: Any) -> Any:
 
 
 def _marked(arguments: argparse.Namespace, tokenizer: Any, sample: Any) -> list[tuple[str, str]]:
-    """What to point out: what was asked for, or what the sample wants and the prompt says."""
+    """(label, text) to mark: what the user named, or the references that the prompt contains."""
     if arguments.mark:
         return [(text, text) for text in arguments.mark]
     prompt = tokenizer.decode(sample.prompt_ids, clean_up_tokenization_spaces=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..info import multiplies_bf16
@@ -37,6 +38,35 @@ def settle_dtype(arguments: argparse.Namespace) -> None:
 def budget(text: str) -> int | float:
     """A count, or a ratio such as ``0.1``."""
     return int(text) if text.isdecimal() else float(text)
+
+
+def add_cell_options(
+    parser: argparse.ArgumentParser, names: Sequence[str], policies: Sequence[str], entries: int
+) -> None:
+    """``--policy`` and ``--budget``, which are crossed.
+
+    Args:
+        parser: gets the options.
+        names: the policies to choose from.
+        policies: the default of ``--policy``.
+        entries: the default of ``--budget``.
+    """
+    parser.add_argument(
+        "--policy",
+        nargs="+",
+        choices=names,
+        default=list(policies),
+        metavar="NAME",
+        help=f"among {', '.join(names)} (default: {' '.join(policies)})",
+    )
+    parser.add_argument(
+        "--budget",
+        nargs="+",
+        type=budget,
+        default=[entries],
+        metavar="N",
+        help=f"entries kept per KV head: counts, or ratios such as 0.1 (default: {entries})",
+    )
 
 
 def add_policy_options(parser: argparse.ArgumentParser) -> None:

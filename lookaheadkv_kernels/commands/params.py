@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
             lora_linears=tuple(arguments.lora_linears),
         )
         count = config.num_parameters()
-        # Of the model with its modules: that is what the paper's table 1 gives.
+        # Relative to the model with its modules, as in the paper's table 1.
         share = 100 * count / (model.num_parameters + count)
         print(f"{name:<{width}}  {count / 1e6:8.1f}M  {share:10.2f}")
     return 0

@@ -11,7 +11,7 @@ from ..training.config import TrainingConfig
 from .options import add_model_options
 
 DESCRIPTION = """\
-Train lookahead modules for a model. An interrupted run goes on where its newest checkpoint stands
+Train lookahead modules for a model. An interrupted run continues from its newest checkpoint
 when it is started again with the same arguments. Several processes share the batches: start it by
 `torchrun --nproc-per-node 8 -m lookaheadkv_kernels train ...` or `accelerate launch`.
 """
@@ -92,7 +92,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train, or go on training."""
+    """Train, or continue training."""
     import torch
 
     from ..integrations.transformers.attention import attach
@@ -126,7 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _share(text: str) -> tuple[str, float]:
-    """A kind of samples and its share.
+    """Parse a kind of samples and its share.
 
     Raises:
         argparse.ArgumentTypeError: it is not of the form KIND=SHARE with a share above 0.
@@ -142,7 +142,7 @@ def _share(text: str) -> tuple[str, float]:
 
 
 def _facts(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the record of a run holds besides its hyper-parameters; earlier runs, oldest first."""
+    """Facts for the record of a run, besides its hyper-parameters; earlier runs, oldest first."""
     from ..integrations.transformers.weights import find_modules
     from ..lookahead import training_record
 
@@ -192,7 +192,7 @@ def _samples(arguments: argparse.Namespace, tokenizer: Any, split: str) -> Any:
     """The data that ``--data`` names.
 
     Raises:
-        ValueError: held-out samples are asked of data that has no such split.
+        ValueError: held-out samples are wanted from data that has no such split.
     """
     from ..training.data import JsonlSamples, TextSamples, WithoutResponses
 

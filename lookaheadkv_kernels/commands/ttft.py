@@ -155,7 +155,7 @@ def _setting(arguments: argparse.Namespace) -> Setting:
 
 
 def _hardware(arguments: argparse.Namespace, accounting: Accounting) -> Hardware:
-    """The named chip, or the default one, with what the options replace."""
+    """The named or default chip, with the constants that the options replace."""
     chip = find_hardware(arguments.hardware or accounting.chip)
     rates = {
         name: getattr(arguments, name) for name in _RATES if getattr(arguments, name) is not None

@@ -1,4 +1,4 @@
-"""Tasks and groups of tasks by the names that the command line has."""
+"""Tasks and groups of tasks, by the names used on the command line."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Sources:
         longbench: folder of LongBench's JSONL files or their archive, or a dataset on the hub.
         longproc: LongProc's data folder, or a dataset on the hub.
         mtbench: folder of MT-Bench's ``question.jsonl``, or a dataset on the hub.
-        judge: of MT-Bench's answers.
+        judge: rates MT-Bench's answers.
     """
 
     haystack: Path | None = None
@@ -55,7 +55,7 @@ class Sources:
 
 
 def expanded(names: Sequence[str]) -> list[str]:
-    """Task names, each once; groups by their members.
+    """Task names, each once, with groups replaced by their members.
 
     Raises:
         ValueError: an unknown name.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-# Data alone: a dataset's own loading script is never fetched, nor run.
+# Only data: a dataset's own loading script is neither fetched nor run.
 DATA_FILES = ["*.jsonl", "*.json", "*.yaml", "*.html", "*.zip"]
 
 
 def data_folder(place: Path) -> Path:
-    """The folder ``place``, or if there is none, the files of the hub's dataset of that name.
+    """The folder ``place``; if it does not exist, the files of the hub's dataset of that name.
 
     Args:
         place: a folder, or a dataset's ``owner/name``.

@@ -1,4 +1,4 @@
-"""What every policy kept of one prompt, and what was answered from it: a failure looked at."""
+"""Shows what every policy kept of one prompt and the answer from it, to inspect failures."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .task import Sample
 
 
 class Answer(NamedTuple):
-    """What one cell said."""
+    """The answer from one policy's cache at one budget."""
 
     policy: str
     budget: int | float | None  # None: the full cache
     text: str
-    score: float | None  # from 0 to 1; None: nobody can say
+    score: float | None  # from 0 to 1; None: it cannot be scored
 
 
 def inspect_prompt(
@@ -42,12 +42,12 @@ def inspect_prompt(
         model: a transformers model with our attention attached.
         tokenizer: its tokenizer.
         sample: the prompt, and how long answers may be.
-        policies: by the names that the columns have.
+        policies: by the names shown above the columns.
         budgets: entries to keep.
-        score: of the answers.
-        marked: (label, text) of what to point out: where the prompt first says it.
+        score: scores an answer.
+        marked: (label, text); the first place where the prompt contains the text is marked.
         title: of the page.
-        chunk: prefill in parts of so many tokens.
+        chunk: prefill in parts of so many tokens; None reads the prompt at once.
 
     Raises:
         ValueError: no policy, or a text to mark that the prompt does not contain.

@@ -1,4 +1,4 @@
-"""Judges of free answers: an OpenAI-compatible endpoint, or a model of one's own."""
+"""Judges of free answers: an OpenAI-compatible endpoint, or a local model."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class EndpointJudge:
         self._timeout, self._max_tokens = timeout, max_tokens
 
     def __call__(self, messages: Sequence[dict[str, str]]) -> str:
-        """Ask; a failing server is asked again.
+        """Ask the judge; a failing server is asked again.
 
         Raises:
             ValueError: it refused, or its answer is no completion.
@@ -102,7 +102,7 @@ class LocalJudge:
         self._model, self._tokenizer, self._max_tokens = model, tokenizer, max_tokens
 
     def __call__(self, messages: Sequence[dict[str, str]]) -> str:
-        """Ask, greedily."""
+        """Ask the judge, which decodes greedily."""
         ids = torch.tensor([encode_prompt(self._tokenizer, messages)], device=self._model.device)
         out = self._model.generate(
             ids,

@@ -13,13 +13,13 @@ from typing import Any
 from .longbench.metrics import normalised_answer
 from .task import Sample, Task, encode_prompt, read_text
 
-# Room for the answer: the task's size and as much again, or half.
+# Longest answer: twice the task's size, or one and a half times.
 MAX_NEW_TOKENS = {"html_to_tsv_0.5k": 1024, "html_to_tsv_2k": 3072, "html_to_tsv_8k": 9216}
 TASK_NAMES = tuple(MAX_NEW_TOKENS)
 
 
 def extracted(answer: str) -> str:
-    """What stands between ```` ```tsv ```` and the last ```` ``` ````, or all of the answer."""
+    """The text between ```` ```tsv ```` and the last ```` ``` ````, or the whole answer."""
     block = re.search(r"```tsv([\s\S]*)```", answer)
     if block is not None:
         return block[1].strip()
@@ -29,8 +29,8 @@ def extracted(answer: str) -> str:
 def rows_of(text: str) -> list[tuple[str, ...]]:
     """Normalised rows below the header.
 
-    A last row of another width than the header is taken for words around the table and left out;
-    other such rows are wrong in every cell.
+    A last row whose width differs from the header's is taken for text after the table and left
+    out; any other such row counts as wrong in every cell.
 
     Raises:
         ValueError: there is no table.
@@ -57,15 +57,15 @@ def _cell(text: str) -> str:
 
 
 def row_f1(answer: str, reference: str) -> float:
-    """F1 of rows, in any order: those of the answer that are right, those that were found."""
+    """F1 of rows in any order, from the precision of the answer's rows and their recall."""
     try:
-        told, true = rows_of(extracted(answer)), rows_of(reference)
+        predicted, true = rows_of(extracted(answer)), rows_of(reference)
     except ValueError:
         return 0.0
-    if len(told[0]) != len(true[0]):
+    if len(predicted[0]) != len(true[0]):
         return 0.0
-    precision = sum(row in true for row in told) / len(told)
-    recall = sum(row in told for row in true) / len(true)
+    precision = sum(row in true for row in predicted) / len(predicted)
+    recall = sum(row in predicted for row in true) / len(true)
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 

@@ -1,4 +1,4 @@
-"""Measures that need no labels: how much of what the answer attends to a policy keeps.
+"""Measures that need no labels: the share of what the answer attends to that a policy keeps.
 
 The ground truth is the model's own greedy answer from the full cache, and its rows' attention.
 """
@@ -11,14 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..integrations.transformers.cache import EvictableCache
+from ..integrations.transformers.cache import EvictableCache, LayerRows
 from ..integrations.transformers.compat import cache_argument
-from ..integrations.transformers.greedy import greedy_answer, next_logits
-from ..training.step import (
-    kl_divergence,
-    normalised,
-    per_head_scores,
-)
+from ..training.step import ground_truth, kl_divergence
 
 
 def group_mean(scores: Tensor, num_kv_heads: int) -> Tensor:
@@ -55,7 +50,7 @@ def mean_over_layers(values: Sequence[Tensor]) -> float:
 
 
 def agreement(first: Sequence[int], second: Sequence[int]) -> int:
-    """Number of tokens from the start that are the same."""
+    """Number of leading tokens that are the same."""
     count = 0
     for one, other in zip(first, second, strict=False):
         if one != other:
@@ -82,7 +77,7 @@ def perturbation(
     logits = grouped @ key.float()[:, None].transpose(-1, -2) * scale
     ahead = torch.ones(rows, rows, dtype=torch.bool, device=key.device).triu(1)
     logits[..., prompt:].masked_fill_(ahead, -torch.inf)
-    # One column more takes what the empty slots point at.
+    # Empty slots point at one extra column.
     gone = torch.ones(kv_heads, prompt + 1, dtype=torch.bool, device=key.device)
     where = torch.where(positions < 0, prompt, positions).to(torch.int64)
     gone.scatter_(1, where, False)
@@ -96,24 +91,24 @@ def perturbation(
 def response_nll(
     model: Any, cache: EvictableCache, logits: Tensor, response: Sequence[int]
 ) -> float:
-    """Mean negative log-likelihood of a response's tokens, told one by one; the cache stays.
+    """Mean negative log-likelihood of a response's tokens, teacher-forced.
 
     Args:
         model: with our attention attached.
-        cache: of the prompt, cut or whole.
+        cache: of the prompt, cut or whole; it is not changed.
         logits: [vocabulary] of the prompt's last token.
         response: token ids.
     """
     rows = [logits]
     if len(response) > 1:
         rows += list(all_logits(model, response[:-1], cache.fork()))
-    told = torch.tensor(list(response), device=logits.device)
-    return float(torch.nn.functional.cross_entropy(torch.stack(rows).float(), told))
+    wanted = torch.tensor(list(response), device=logits.device)
+    return float(torch.nn.functional.cross_entropy(torch.stack(rows).float(), wanted))
 
 
 @torch.no_grad()
 def all_logits(model: Any, ids: Sequence[int], cache: EvictableCache) -> Tensor:
-    """Append ``ids`` to the cache; logits of each, [len(ids), vocabulary]."""
+    """Append ``ids`` to the cache; returns the logits after each, [len(ids), vocabulary]."""
     out = model(
         torch.tensor([list(ids)], device=model.device),
         **{cache_argument(model): cache},
@@ -124,15 +119,16 @@ def all_logits(model: Any, ids: Sequence[int], cache: EvictableCache) -> Tensor:
 
 
 class _Layer(NamedTuple):
-    """What a layer saw of the answer."""
+    """One layer's entries and the answer's rows."""
 
-    scores: Tensor  # [Hkv, N], normalised importance of the prompt's entries
-    query: Tensor  # [Hq, R, D]
+    key: Tensor  # [Hkv, N + R, D], prompt and answer
+    value: Tensor  # [Hkv, N + R, D]
+    query: Tensor  # [Hq, R, D] of the answer
     scale: float
 
 
 class GroundTruth:
-    """The answer from the full cache, and what it attended to.
+    """The answer from the full cache, and the prompt entries that it attended to.
 
     Args:
         model: a transformers model with our attention attached.
@@ -146,43 +142,42 @@ class GroundTruth:
     @torch.no_grad()
     def __init__(self, model: Any, prompt_ids: Sequence[int], max_response: int) -> None:
         self._model = model
-        self._seen = EvictableCache()
-        logits = next_logits(model, prompt_ids, self._seen)
-        self.response_ids = greedy_answer(model, self._seen, logits, max_response)
         self._layers: list[_Layer] = []
 
-        def observe(cache: EvictableCache, index: int, query: Tensor, scale: float) -> None:
-            key = cache.layers[index].keys
-            scores = group_mean(normalised(per_head_scores(query, key, scale)), key.shape[1])
-            self._layers.append(_Layer(scores, query[0].clone(), scale))
+        def remember(rows: LayerRows) -> None:
+            key, value = rows.layer.keys[0], rows.layer.values[0]
+            self._layers.append(_Layer(key, value, rows.query[0].clone(), rows.scale))
 
-        self._seen.observer = observe
-        next_logits(model, self.response_ids, self._seen)
-        self._seen.observer = None
+        target = ground_truth(model, prompt_ids, None, max_response, observer=remember)
+        self.response_ids = target.response_ids
+        # Normalised importance of the prompt's entries, [Hkv, N] per layer.
+        self._scores = [
+            group_mean(scores, len(layer.key))
+            for scores, layer in zip(target.scores, self._layers, strict=True)
+        ]
 
     @torch.no_grad()
     def measure(self, cache: EvictableCache, answer_ids: Sequence[int]) -> dict[str, float]:
         """All measures of an evicted cache that has not been decoded from.
 
         Args:
-            cache: a prefill's, with the policy's choices recorded.
-            answer_ids: what was answered from it.
+            cache: as a prefill left it, with the policy's choices recorded.
+            answer_ids: the answer from this cache.
         """
         found: dict[str, list[Tensor]] = {"recall": [], "mass": [], "perturbation": []}
         divergence = []
-        for index, truth in enumerate(self._layers):
+        for index, (truth, layer) in enumerate(zip(self._scores, self._layers, strict=True)):
             positions = cache.layers[index].positions()[0]
-            found["recall"].append(recall(truth.scores, positions))
-            found["mass"].append(kept_mass(truth.scores, positions))
-            seen = self._seen.layers[index]
+            found["recall"].append(recall(truth, positions))
+            found["mass"].append(kept_mass(truth, positions))
             found["perturbation"].append(
-                perturbation(truth.query, seen.keys[0], seen.values[0], positions, truth.scale)
+                perturbation(layer.query, layer.key, layer.value, positions, layer.scale)
             )
             scores = cache.choices[index].scores if cache.choices else None
             if scores is not None:
-                # Windows that always stay have no score: both are compared without them.
-                told = truth.scores[:, : scores.shape[2]]
-                divergence.append(kl_divergence(told, scores[0].float()))
+                # Entries that always stay may have no score: the rest is compared.
+                scored = truth[:, : scores.shape[2]]
+                divergence.append(kl_divergence(scored, scores[0].float()))
         measures = {name: mean_over_layers(values) for name, values in found.items()}
         if divergence:
             measures["kl"] = float(torch.stack(divergence).mean())

@@ -67,8 +67,8 @@ def judge_messages(
         ]
     talk = _conversation("Assistant A's Conversation with User", "Assistant A", questions, answers)
     if known:
-        told = _conversation("Reference Answer", "Reference answer", questions, references)
-        talk = f"{told}\n\n\n{talk}"
+        reference = _conversation("Reference Answer", "Reference answer", questions, references)
+        talk = f"{reference}\n\n\n{talk}"
     return [
         {"role": "system", "content": task + _SECOND + how},
         {"role": "user", "content": talk},

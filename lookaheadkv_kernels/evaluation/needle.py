@@ -26,12 +26,12 @@ class NeedleSample(NamedTuple):
 
 
 def noise_sentences(rng: random.Random) -> Callable[[int], str]:
-    """RULER's haystack of five sentences, over and over."""
+    """RULER's haystack of five sentences, repeated endlessly."""
     return lambda index: NOISE[index % len(NOISE)]
 
 
 def text_sentences(sentences: list[str], rng: random.Random) -> Callable[[int], str]:
-    """Real sentences in their order, from a random one on."""
+    """Real sentences in their order, starting at a random one."""
     start = rng.randrange(len(sentences))
     return lambda index: sentences[(start + index) % len(sentences)]
 

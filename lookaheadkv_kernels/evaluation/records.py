@@ -24,14 +24,14 @@ KEY_FIELDS = ("task", "length", "sample", "policy", "budget")
 
 
 class Shard(NamedTuple):
-    """Which of several processes this is."""
+    """One process's share of the samples."""
 
     rank: int = 0
     world: int = 1
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """From ``i/n``, e.g. ``0/4``.
+        """Parse ``i/n``, e.g. ``0/4``.
 
         Raises:
             ValueError: it is not of that form, or i is not below n.
@@ -46,12 +46,12 @@ class Shard(NamedTuple):
 
     @property
     def file_name(self) -> str:
-        """Where this process writes."""
+        """Name of the file that this process writes."""
         return MERGED if self.world == 1 else f"predictions-{self.rank}-of-{self.world}.jsonl"
 
 
 class Key(NamedTuple):
-    """What a prediction is of."""
+    """Identifies a prediction."""
 
     task: str
     length: int
@@ -73,7 +73,7 @@ def sort_key(key: Key) -> tuple[Any, ...]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Only one process at a time is within this block for a folder."""
+    """Holds a lock on the folder: one process at a time is within the block."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -112,7 +112,7 @@ def whole_samples(content: bytes) -> bytes:
 
 
 def merge(folder: Path, records: dict[Key, dict[str, Any]]) -> None:
-    """Put everything into one file; those of single processes go."""
+    """Merge all predictions into one file and delete those of single processes."""
     # In the order of the keys; what was written together no longer stands together.
     lines = [
         json.dumps({name: value for name, value in record.items() if name != PART}) + "\n"
@@ -154,5 +154,5 @@ class Writer:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Let others write."""
+        """Release the file for other processes."""
         self._file.close()

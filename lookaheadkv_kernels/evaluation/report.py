@@ -26,14 +26,14 @@ def _percent(scores: list[float]) -> float | None:
 
 
 def metrics_of(records: dict[Key, dict[str, Any]], expected: int) -> dict[str, Any]:
-    """Means of every cell (task, length, policy, budget), and over tasks.
+    """Means for every cell (task, length, policy, budget), and over tasks.
 
     Scores are in percent; samples that nobody could score are counted, and left out of them. There
     are no times: metrics depend on the predictions alone.
 
     Args:
         records: predictions, in the order of their keys.
-        expected: how many there will be.
+        expected: how many there will be in the end.
     """
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for key, record in records.items():
@@ -76,7 +76,7 @@ def metrics_of(records: dict[Key, dict[str, Any]], expected: int) -> dict[str, A
 
 
 def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
-    """``metrics.json``, the old one or the new one whole."""
+    """Write ``metrics.json`` atomically."""
     write_atomically(folder / METRICS, (json.dumps(metrics, indent=1) + "\n").encode())
 
 
@@ -86,7 +86,7 @@ def _order(cell: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def table(metrics: dict[str, Any]) -> str:
-    """A row for every length, policy and budget; a column for every task."""
+    """Text table with a row per length, policy and budget, and a column per task."""
     tasks = sorted({cell["task"] for cell in metrics["cells"]})
     scores = {
         (cell["length"], cell["policy"], cell["budget"], cell["task"]): cell["score"]
@@ -116,7 +116,7 @@ def _line(row: Iterable[str], widths: list[int]) -> str:
 
 
 def write_plot(folder: Path, metrics: dict[str, Any]) -> None:
-    """``accuracy.png``: the average over tasks against the budget, a panel for every length."""
+    """Write ``accuracy.png``: the average over tasks against the budget, one panel per length."""
     # Without pyplot: no global state and no display.
     from matplotlib.figure import Figure
 

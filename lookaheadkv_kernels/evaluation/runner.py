@@ -22,7 +22,8 @@ from ..integrations.transformers.attention import attach
 from ..integrations.transformers.batched_decoding import decode_together
 from ..integrations.transformers.shared_prefill import SharedPrefill
 from ..lookahead.files import write_atomically
-from ..policies.base import Policy, check_at_least, check_budget
+from ..policies.base import Policy
+from ..policies.budget import check_at_least, check_budget
 from .measures import GroundTruth
 from .records import Key, Shard, Writer, locked, merge, read_predictions
 from .report import metrics_of, write_metrics, write_plot
@@ -36,7 +37,7 @@ Setting = tuple[str, int | float | None]  # policy and budget
 
 
 class Grid(NamedTuple):
-    """What is evaluated. The full cache has no budget and is run once a sample."""
+    """What is evaluated. The full cache has no budget and runs once per sample."""
 
     tasks: Sequence[Task]
     lengths: Sequence[int]
@@ -61,7 +62,7 @@ class Grid(NamedTuple):
                 yield policy, budget
 
     def keys(self) -> list[Key]:
-        """Of all predictions."""
+        """The keys of all predictions."""
         settings = list(self.settings())
         return [
             Key(task.name, length, index, policy, budget)
@@ -79,7 +80,7 @@ class Batch(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Predictions."""
+        """Number of predictions."""
         return sum(len(settings) for _, settings in self.missing)
 
 
@@ -97,16 +98,15 @@ class Evaluation:
     """A result folder and the model that fills it.
 
     Args:
-        folder: made if need be; one that holds predictions is gone on with.
+        folder: created if missing; if it holds predictions, the run continues from them.
         model: a transformers model.
         tokenizer: its tokenizer.
-        policies: by the names that the grid has.
+        policies: by the names used in the grid.
         grid: what to run.
-        facts: everything else that the predictions depend on; a folder is only gone on with under
-            the same.
-        environment: versions and machine, for the reader of the folder.
-        shard: which of several processes this is.
-        measures: compute the measures that need no labels, too.
+        facts: everything else that the predictions depend on; a folder of other facts is refused.
+        environment: versions and machine, recorded for the reader of the folder.
+        shard: this process's share of the samples.
+        measures: also compute the measures that need no labels.
         together: answers that are decoded as one batch at most; the prompts of all of its samples
             are in memory at the same time.
         chunk: see :class:`~lookaheadkv_kernels.integrations.transformers.Eviction`.
@@ -171,7 +171,7 @@ class Evaluation:
         facts = json.loads(json.dumps(self.facts))  # as it will be read back
         if path.is_file():
             old = json.loads(path.read_text())
-            # What only one of them has is of a policy that the other had no use for.
+            # A fact that only one of them has concerns a policy that the other did not use.
             differing = [
                 name for name in facts if old["facts"].get(name, facts[name]) != facts[name]
             ]
@@ -186,7 +186,7 @@ class Evaluation:
             ]
             if changes:
                 raise ValueError(f"{self.folder} is another run's: {'; '.join(changes)}")
-            # A grid may grow: what was predicted stays, and counts.
+            # A grid may grow: earlier predictions stay and count.
             facts = {**old["facts"], **facts}
             sources = {**old["sources"], **sources}
         elif any(self.folder.glob("predictions*.jsonl")):
@@ -200,10 +200,10 @@ class Evaluation:
         write_atomically(path, (json.dumps(config, indent=1) + "\n").encode())
 
     def _batches(self, done: set[Key]) -> list[Batch]:
-        """What this process has to predict.
+        """The batches that this process still has to predict.
 
-        Which samples share a batch does not depend on what is done: a run that was killed makes
-        the batch that it was at anew, as it was.
+        Which samples share a batch does not depend on what is done already: a killed run repeats
+        its unfinished batch exactly.
         """
         settings = list(self.grid.settings())
         places = list(self.grid.places())[self.shard.rank :: self.shard.world]
@@ -244,7 +244,7 @@ class Evaluation:
                 if reading.truth is not None:
                     record["measures"] = reading.truth.measure(cache, answer)
                 records.append(record)
-        # Most of the work was done once for all: each has an equal share of it.
+        # Most of the work was done once for all records: each gets an equal share of the time.
         seconds = round((time.perf_counter() - start) / len(records), 3)
         return [{**record, "seconds": seconds} for record in records]
 
@@ -260,7 +260,7 @@ class Evaluation:
     def _record(
         self, task: Task, sample: Sample, setting: Setting, answer: list[int]
     ) -> dict[str, Any]:
-        """What is told of one answer; in a conversation of all answers that follow it, too."""
+        """The record of one answer, or of a whole conversation that begins with it."""
         answers, texts = [answer], [self._text(answer)]
         while (prompt := task.follow_up(sample, texts)) is not None:
             shared = self._read(prompt, [setting])
@@ -304,9 +304,9 @@ class Evaluation:
 
 
 def finish(folder: Path, grid: Grid) -> dict[str, Any]:
-    """Write the metrics of what is there; once all is there, one file of predictions and the plot.
+    """Write the metrics so far; once all predictions are there, merge them and draw the plot.
 
-    Any process may call it, at any time; the last one to end completes the folder.
+    Any process may call it at any time; the last one to end completes the folder.
     """
     keys = grid.keys()
     with locked(folder):

@@ -1,4 +1,4 @@
-"""What a benchmark is to the runner: numbered samples, and a score for what was answered."""
+"""The interface of a benchmark: numbered samples, and a score for their answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 
 class Sample(NamedTuple):
-    """A prompt and what its answer is measured by."""
+    """A prompt and the references for its answer."""
 
     prompt_ids: list[int]
     references: tuple[str, ...]
@@ -23,9 +23,9 @@ class Task(ABC):
     """One task of a benchmark.
 
     Attributes:
-        name: as the command line and result files have it.
-        num_samples: how many there are; None: as many as are asked for.
-        lengths: whether ``length`` matters; else the prompts are as long as they are.
+        name: name used on the command line and in result files.
+        num_samples: how many samples there are; None: any number.
+        lengths: whether ``length`` matters; otherwise prompts have a length of their own.
     """
 
     name: str
@@ -42,10 +42,10 @@ class Task(ABC):
 
     @abstractmethod
     def score(self, answers: Sequence[str], sample: Sample) -> float | None:
-        """How good the answers of all turns are, from 0 to 1; None: nobody can say."""
+        """Score of the answers of all turns, from 0 to 1; None if they cannot be scored."""
 
     def follow_up(self, sample: Sample, answers: Sequence[str]) -> list[int] | None:
-        """The prompt of the next turn after these answers; None: there is none."""
+        """Token ids of the next turn's prompt after these answers; None if there is none."""
         return None
 
     def source(self) -> dict[str, str]:
@@ -73,7 +73,7 @@ def encode_prompt(
 
 
 def read_text(path: str | Path | zipfile.Path) -> str:
-    """A UTF-8 file; ``ValueError`` naming file and line if it is none."""
+    """The text of a UTF-8 file; raises ``ValueError`` naming file and line if it is not UTF-8."""
     raw = (Path(path) if isinstance(path, str) else path).read_bytes()
     try:
         return raw.decode()
@@ -83,14 +83,14 @@ def read_text(path: str | Path | zipfile.Path) -> str:
 
 
 def read_json_lines(path: str | Path | zipfile.Path) -> dict[int, dict[str, Any]]:
-    """Line number -> record of a JSON-lines file; empty lines are left out.
+    """Records of a JSON-lines file by line number; empty lines are left out.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a line is no JSON object, or there is none; the message names file and line.
     """
     records = {}
-    # Not splitlines: JSON text may hold other line ends.
+    # Not splitlines: it would also split at line ends that JSON strings may contain.
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue

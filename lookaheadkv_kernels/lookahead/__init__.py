@@ -1,4 +1,4 @@
-"""Lookahead modules: config, embeddings and LoRA, files. Knows no model library."""
+"""Lookahead modules: their configuration, weights and files, independent of any model library."""
 
 from .config import LookaheadConfig, ModelShape
 from .files import load_modules, save_modules, training_record

@@ -35,7 +35,7 @@ class ModelShape:
 
     @classmethod
     def of(cls, config: Any) -> ModelShape:
-        """Read off a transformers config (or anything with the same attribute names).
+        """Read the sizes from a transformers config (or any object with its attribute names).
 
         Raises:
             ValueError: the config lacks one of the sizes.

@@ -26,7 +26,7 @@ WEIGHTS_FILE = "lookahead.safetensors"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content`` such that a crash leaves either the old or the new file."""
+    """Replace the file at ``path``; after a crash either the old or the new content is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -52,8 +52,8 @@ def save_modules(
 
     Args:
         modules: what to save.
-        folder: where to.
-        dtype: store the weights in this dtype; as they are when None.
+        folder: where to save it.
+        dtype: stored dtype of the weights; None keeps theirs.
         training: facts about the training (data, steps, seed) kept in ``config.json``.
     """
     folder = Path(folder)
@@ -112,7 +112,8 @@ def load_modules(folder: str | Path) -> LookaheadModules:
         tensors = load(weights)
     except SafetensorError as error:
         raise ValueError(f"{folder / WEIGHTS_FILE} is damaged: {error}") from error
-    with torch.device("meta"):  # the file brings the memory; a damaged size would ask for any
+    # Without memory of their own: the file brings it, and a damaged size could ask for any amount.
+    with torch.device("meta"):
         modules = LookaheadModules(config)
     try:
         modules.load_state_dict(tensors, assign=True)

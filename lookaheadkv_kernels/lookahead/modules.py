@@ -26,9 +26,9 @@ class LoRA(nn.Module):
         return nn.functional.linear(down, self.lora_B.weight.to(x.dtype)) * self.scaling
 
     def add_to(self, output: Tensor, x: Tensor) -> None:
-        """``output`` [B, n, out_features] += forward(``x``), in place: two products, no more.
+        """``output`` [B, n, out_features] += forward(``x``), in place and in two products.
 
-        On a GPU every operation is a launch, and there are seven of these a layer.
+        On a GPU every operation is a launch, and a layer has seven of these.
         """
         down = nn.functional.linear(x, self.lora_A.weight.to(x.dtype))
         up = self.lora_B.weight.to(x.dtype).t().expand(len(x), -1, -1)
@@ -36,7 +36,7 @@ class LoRA(nn.Module):
 
 
 class LookaheadModules(nn.Module):
-    """Lookahead embeddings [num_lookahead, hidden_size] and one LoRA a linear map.
+    """Lookahead embeddings [num_lookahead, hidden_size] and one LoRA per linear map.
 
     The modules know nothing of the model's classes: an integration adds ``lora(layer, name)`` to
     the outputs of the lookahead rows.
@@ -53,7 +53,7 @@ class LookaheadModules(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, embedding_std: float, generator: torch.Generator) -> None:
-        """Start of training: embeddings N(0, embedding_std), A Kaiming-uniform, B zero."""
+        """Initialise for training: embeddings N(0, embedding_std), A Kaiming-uniform, B zero."""
         self.embeddings.normal_(std=embedding_std, generator=generator)
         for module in self.modules():
             if isinstance(module, LoRA):
@@ -62,7 +62,7 @@ class LookaheadModules(nn.Module):
                 module.lora_B.weight.zero_()
 
     def lora(self, layer: int, name: str) -> LoRA | None:
-        """The LoRA of one linear map, or None where it has none."""
+        """The LoRA of one linear map, or None if it has none."""
         loras = self.layers[layer]
         assert isinstance(loras, nn.ModuleDict)
         found = loras[name] if name in loras else None  # noqa: SIM401 (it has no get)

@@ -1,11 +1,12 @@
-"""Eviction policies, one a file, on the project's ops; they know no model library."""
+"""Eviction policies, one per file, on the project's ops; they know no model library."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 from .adakv import AdaKV
-from .base import Budget, Kept, LayerCall, Policy
+from .base import Chunk, Kept, LayerCall, Policy, Prefiller, Reading, Watcher
+from .budget import Budget
 from .full import FullCache
 from .h2o import H2O
 from .laq import LAQ
@@ -13,6 +14,7 @@ from .lookahead import LookaheadPolicy
 from .oracle import Oracle
 from .pyramidkv import PyramidKV
 from .random import RandomPolicy
+from .scoring import ScorePolicy
 from .snapkv import SnapKV
 from .speckv import SpecKV
 from .streaming_llm import StreamingLLM
@@ -23,17 +25,22 @@ __all__ = [
     "POLICY_NAMES",
     "AdaKV",
     "Budget",
+    "Chunk",
     "FullCache",
     "Kept",
     "LayerCall",
     "LookaheadPolicy",
     "Oracle",
     "Policy",
+    "Prefiller",
     "PyramidKV",
     "RandomPolicy",
+    "Reading",
+    "ScorePolicy",
     "SnapKV",
     "SpecKV",
     "StreamingLLM",
+    "Watcher",
     "make_policy",
 ]
 
@@ -54,19 +61,19 @@ _POLICIES: tuple[type[Policy], ...] = (
 POLICY_NAMES: tuple[str, ...] = tuple(policy.name for policy in _POLICIES)
 
 
-def make_policy(name: str, **options: Any) -> Policy:
-    """A policy by its name, as the command line has it.
+def make_policy(name: str, **options: object) -> Policy:
+    """A policy by the name that the command line uses.
 
     Args:
         name: one of ``POLICY_NAMES``.
-        **options: of its constructor; ``lookahead`` needs ``modules``, ``speckv`` a
+        **options: options of its constructor; ``lookahead`` needs ``modules``, ``speckv`` a
             ``draft_model``.
 
     Raises:
         ValueError: there is no policy of that name.
-        TypeError: an option that the policy does not have, or one that it needs is missing.
+        TypeError: the policy does not have an option, or one that it needs is missing.
     """
-    for policy in _POLICIES:
-        if policy.name == name:
-            return policy(**options)
+    makers: dict[str, Callable[..., Policy]] = {policy.name: policy for policy in _POLICIES}
+    if name in makers:
+        return makers[name](**options)
     raise ValueError(f"unknown policy {name!r}; there are {', '.join(POLICY_NAMES)}")

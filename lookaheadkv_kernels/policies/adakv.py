@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import column_scores, gather_kv, select
-from .base import Kept, LayerCall, Policy, check_at_least
+from ..ops import column_scores, select
+from .base import Kept, LayerCall, Policy
+from .budget import check_at_least
 from .scoring import check_window, everything
 
 
@@ -42,7 +43,7 @@ class AdaKV(Policy):
         self.floor_ratio = floor_ratio
 
     def evict(self, call: LayerCall) -> Kept:
-        """Heads with less than the longest have empty slots.
+        """Heads that keep less than the longest one have empty slots.
 
         Raises:
             RuntimeError: the budget cannot hold the window.
@@ -59,9 +60,9 @@ class AdaKV(Policy):
             best = self._best(pooled, call.budget - window)
             recent = everything(call, stored)[:, :, stored - window :]
             indices = torch.cat([best, recent], dim=2)
-            # Empty slots last.
+            # Empty slots go to the end of a head.
             indices = indices.gather(2, (indices < 0).to(torch.int8).argsort(dim=2, stable=True))
-        return Kept(*gather_kv(call.key, call.value, indices), indices, scores)
+        return call.keep(indices, scores)
 
     def _best(self, pooled: Tensor, rest: int) -> Tensor:
         """Each head's best of ``pooled`` [B, Hkv, N], -1 in unused slots: int32 [B, Hkv, K]."""

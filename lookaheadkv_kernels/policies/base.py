@@ -1,74 +1,149 @@
-"""What an eviction policy is: which entries of each layer's cache stay after the prefill.
+"""The contract of an eviction policy: which entries of each layer's cache stay after the prefill.
 
-Policies see plain tensors and call the project's ops; they know no model library. Whoever runs the
-model hands them each layer's newest queries and its keys and values, and puts what they return into
-the cache (``integrations/transformers/runner.py`` does).
+A policy sees plain tensors and calls the project's ops; it knows no model library. A
+:class:`Prefiller` runs the model for it, hands it a :class:`LayerCall` per layer, and puts the
+returned :class:`Kept` into the cache (``integrations/transformers/prefiller.py`` does). The common
+policy is one method, ``score``: see :class:`~lookaheadkv_kernels.policies.scoring.ScorePolicy`.
 """
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import ClassVar, NamedTuple, Protocol, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
-Budget = int | float | Sequence[int] | Sequence[float]
+from ..lookahead import LookaheadModules
+from ..ops import gather_kv, score_and_evict
+from .budget import Budget
 
 
 class Kept(NamedTuple):
-    """What is left of one layer."""
+    """The entries of one layer that stay."""
 
     key: Tensor  # [B, Hkv, K, D]
     value: Tensor  # [B, Hkv, K, D]
     indices: Tensor  # [B, Hkv, K] int32, ascending, -1 in empty slots at the end
-    scores: Tensor | None = None  # [B, Hkv, N], where the policy has any
+    scores: Tensor | None = None  # [B, Hkv, N] float32, if the policy scores
+
+
+class Chunk(NamedTuple):
+    """A part of the prompt that has just gone through one layer."""
+
+    layer: int
+    query: Tensor  # [B, Hq, q, D], post-RoPE, of the newest q entries
+    key: Tensor  # [B, Hkv, S, D], post-RoPE
+    scale: float
+    leftpad_k: Tensor | None  # [B] int32, the first real entry of each row; None: no padding
+
+
+class Watcher(ABC):
+    """What a policy collects while one prompt is read; :meth:`Policy.start` makes it."""
+
+    @abstractmethod
+    def observe(self, chunk: Chunk) -> None:
+        """See one chunk of the prompt in one layer; chunks come in order, the last one too."""
+
+
+W = TypeVar("W", bound=Watcher)
 
 
 class LayerCall(NamedTuple):
-    """One layer's entries at the end of a prefill."""
+    """One layer's entries at a cut, and what a policy needs to choose among them.
+
+    The newest ``num_draft`` rows of ``query`` belong to tokens behind the prompt (a draft, an
+    answer, lookahead tokens). Their entries may be stored as well: the newest ``num_dropped``
+    entries of ``key`` and ``value`` are theirs, and no policy keeps them.
+    """
 
     layer: int
     num_layers: int
-    query: Tensor  # [B, Hq, q, D], post-RoPE, of the newest q entries
+    query: Tensor  # [B, Hq, q, D], post-RoPE, of the newest q tokens
     key: Tensor  # [B, Hkv, S, D], post-RoPE
     value: Tensor  # [B, Hkv, S, D]
     budget: int  # entries to keep per KV head
     scale: float
     leftpad_k: Tensor | None = None  # [B] int32, first real entry; only if handles_padding
-    state: Any = None  # what start() returned
-    row: int | None = None  # the one row of the batch that this is about; None: all of them
-    lse: Tensor | None = None  # [B, Hq, q] of the query's logits, where its attention gave it
+    row: int | None = None  # the one row of the batch that this call is about; None: all rows
+    lse: Tensor | None = None  # [B, Hq, q] float32 of the query's logits, if attention gave it
+    num_draft: int = 0
+    num_dropped: int = 0
+    watcher: Watcher | None = None  # what start() returned
+
+    @property
+    def num_prompt(self) -> int:
+        """Entries to choose among."""
+        return self.key.shape[2] - self.num_dropped
 
     def newest(self, count: int) -> tuple[Tensor, Tensor | None]:
-        """Queries [B, Hq, <= count, D] of the newest entries, and their log-sum-exp."""
+        """Queries [B, Hq, <= count, D] of the newest tokens, and their log-sum-exp."""
         lse = None if self.lse is None else self.lse[:, :, -count:]
         return self.query[:, :, -count:], lse
 
+    def watched_by(self, kind: type[W]) -> W:
+        """The policy's own watcher, which has seen the whole prompt."""
+        assert isinstance(self.watcher, kind)
+        return self.watcher
+
+    def keep(self, indices: Tensor, scores: Tensor | None = None) -> Kept:
+        """Gather the entries at ``indices`` [B, Hkv, K] (int32, ascending, -1 at the end)."""
+        return Kept(*gather_kv(self.key, self.value, indices), indices, scores)
+
+    def keep_best(self, rows: int, *, pool_kernel: int, keep_observation: bool = False) -> Kept:
+        """Keep what the newest ``rows`` queries attend to most, in one op.
+
+        Args:
+            rows: observation rows; their entries are the newest of ``key``.
+            pool_kernel: window of the max-pool over the scores.
+            keep_observation: the rows' own entries stay, inside the budget; else they are dropped.
+
+        Raises:
+            RuntimeError: the budget cannot hold the observation rows.
+        """
+        query, lse = self.newest(rows)
+        return Kept(
+            *score_and_evict(
+                query,
+                self.key,
+                self.value,
+                self.budget,
+                lse=lse,
+                scale=self.scale,
+                pool_kernel=pool_kernel,
+                keep_observation=keep_observation,
+                leftpad_k=self.leftpad_k,
+            )
+        )
+
 
 class Policy(ABC):
-    """An eviction policy. Subclasses say what stays of one layer.
+    """An eviction policy. Subclasses choose the entries of one layer that stay.
 
     Attributes:
-        name: as the command line and result files have it.
+        name: name used on the command line and in result files.
         window: newest prompt rows whose queries the policy scores with; a prefill in chunks makes
             its last chunk at least this long.
+        modules: lookahead modules whose rows run behind the prompt; None: no such rows.
+        mode: with ``modules``: ``"appended"`` runs their rows with the prompt's last chunk,
+            ``"extend"`` over the finished prompt's cache.
         handles_padding: ``evict`` takes left-padded batches through ``leftpad_k``; otherwise
             padded rows come one by one, without their padding.
-        watches: ``observe`` wants every chunk of the prompt.
+        takes_turns: a later turn may be appended to what an earlier cut left.
         ragged: heads keep different numbers of entries; empty slots of ``Kept`` take no memory.
     """
 
     name: ClassVar[str]
     window: int = 0
+    modules: LookaheadModules | None = None
+    mode: str = "appended"
     handles_padding: ClassVar[bool] = False
-    watches: ClassVar[bool] = False
+    takes_turns: ClassVar[bool] = True
     ragged: ClassVar[bool] = False
 
     @abstractmethod
     def evict(self, call: LayerCall) -> Kept:
-        """Choose and gather what stays of a layer.
+        """Choose and gather the entries of a layer that stay.
 
         Raises:
             RuntimeError: the budget cannot hold what the policy pins.
@@ -78,71 +153,134 @@ class Policy(ABC):
         """Entries that layer ``index`` keeps of a prompt of ``num_prompt`` tokens."""
         return budget
 
-    def start(self, num_layers: int) -> Any:
-        """State of one prefill, handed to ``observe`` and ``evict``."""
+    def start(self, num_layers: int) -> Watcher | None:
+        """What sees every chunk of one prompt; None: the policy needs the prompt's end alone."""
         return None
 
-    def observe(  # noqa: B027 (most policies watch nothing)
-        self,
-        state: Any,
-        index: int,
-        query: Tensor,  # [B, Hq, q, D]
-        key: Tensor,  # [B, Hkv, S, D], the last q are the query's own
-        leftpad_k: Tensor | None,  # [B] int32
-        scale: float,
-    ) -> None:
-        """See a chunk of the prompt in one layer; only called if ``watches``."""
-
-    def prefill(self, runner: Any, prompt: Any, budget: Budget, cache: Any) -> Any:
-        """Run the prompt and evict; policies that first write a draft do more than one pass.
+    def prefill(
+        self, prefiller: Prefiller[P, C, D], prompt: P, budget: Budget, cache: C | None
+    ) -> D:
+        """Run the prompt and evict; a policy that drafts first calls ``row_by_row`` instead.
 
         Args:
-            runner: runs the model, e.g. ``integrations.transformers.runner.Runner``.
-            prompt: the runner's kind of prompt.
+            prefiller: runs the model.
+            prompt: the new tokens, of the prefiller's kind.
             budget: entries to keep.
-            cache: what earlier turns left, of the runner's kind; None at the first.
+            cache: what earlier turns left, of the prefiller's kind; None in the first turn.
         """
-        return runner.one_pass(self, prompt, budget, cache=cache)
+        return prefiller.one_pass(self, prompt, budget, cache)
 
 
-def check_at_least(name: str, value: int, least: int) -> None:
-    """Refuse an option below what it can mean anything at.
+class Reading(Protocol):
+    """One row's prompt in the cache, nothing evicted yet: a policy drafts from it, then cuts it."""
 
-    Raises:
-        ValueError: naming it.
-    """
-    if value < least:
-        raise ValueError(f"{name} must be >= {least}, got {value}")
+    @property
+    def row(self) -> int:
+        """Which row of the batch it is."""
+
+    def answer(self, max_tokens: int) -> list[int]:
+        """The model's own greedy answer from the full cache, its end token included."""
+
+    def answer_of(self, model: nn.Module, max_tokens: int, name: str) -> list[int]:
+        """Another model's greedy answer to the same tokens, its end token included.
+
+        Args:
+            model: a causal language model with the same tokenizer.
+            max_tokens: longest answer.
+            name: of the policy that asks, for the error texts.
+
+        Raises:
+            ValueError: the prompt is not made of token ids, or is only the end of a conversation;
+                the answer has tokens that the model of this reading does not know.
+        """
+
+    def draft_queries(self, policy: Policy, budget: Budget, max_tokens: int) -> Sequence[Tensor]:
+        """Queries [1, Hq, m, D] per layer of a draft written from a copy that ``policy`` cut.
+
+        Each of the m <= ``max_tokens`` tokens is fed once, the end token too.
+        """
+
+    def cut(
+        self,
+        policy: Policy,
+        budget: Budget,
+        window: int,
+        draft: Sequence[Tensor] | None = None,
+    ) -> None:
+        """Evict every layer by the prompt's newest queries and those of a draft behind them.
+
+        Args:
+            policy: who chooses.
+            budget: entries to keep.
+            window: prompt rows that score, the newest ones; those that :meth:`Policy.window`
+                remembers at most.
+            draft: [1, Hq, m, D] per layer; their entries are not in the cache.
+        """
+
+    def cut_behind(
+        self, policy: Policy, budget: Budget, window: int, tokens: Sequence[int]
+    ) -> None:
+        """Run tokens behind the prompt and evict each layer by their rows, which are dropped.
+
+        Args:
+            policy: who chooses.
+            budget: entries to keep.
+            window: prompt rows that score with the tokens' rows, the newest ones.
+            tokens: ids of a draft or an answer.
+        """
 
 
-def check_budget(budget: Budget, num_layers: int) -> None:
-    """Refuse a budget that no prompt could have.
+class Rows(Protocol):
+    """What a policy may ask of a prompt before it is run."""
 
-    Raises:
-        ValueError: not an entry count >= 1, a ratio in (0, 1], or one of these for each layer.
-    """
-    if isinstance(budget, Sequence):
-        if len(budget) != num_layers:
-            raise ValueError(
-                f"budget: {len(budget)} entries for a model of {num_layers} layers; "
-                "give one a layer"
-            )
-        values: Sequence[int | float] = budget
-    else:
-        values = (budget,)
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"budget must be a count or a ratio, got {value!r}")
-        if isinstance(value, float) and not 0.0 < value <= 1.0:
-            raise ValueError(f"budget as a ratio must be in (0, 1], got {value}")
-        if isinstance(value, int) and value < 1:
-            raise ValueError(f"budget must be >= 1, got {value}")
+    @property
+    def batch(self) -> int:
+        """Number of rows."""
 
 
-def budget_of(budget: Budget, index: int, num_tokens: int) -> int:
-    """Entries of layer ``index``: the count itself, or the ratio of ``num_tokens``, rounded up."""
-    value = budget[index] if isinstance(budget, Sequence) else budget
-    if isinstance(value, int):
-        return value
-    # 0.1 * 100 is 10.000000000000002 in some orders of operation: that is 10, not 11.
-    return max(1, math.ceil(value * num_tokens - 1e-6))
+P = TypeVar("P", bound=Rows)
+C = TypeVar("C")
+D = TypeVar("D")
+P_contra = TypeVar("P_contra", bound=Rows, contravariant=True)
+C_contra = TypeVar("C_contra", contravariant=True)
+D_co = TypeVar("D_co", covariant=True)
+
+
+class Prefiller(Protocol[P_contra, C_contra, D_co]):
+    """Runs a model's prefill for a policy; prompt, cache and result are of its own kinds."""
+
+    def one_pass(
+        self, policy: Policy, prompt: P_contra, budget: Budget, cache: C_contra | None
+    ) -> D_co:
+        """Prefill, and cut every layer as soon as its attention over the last chunk is done.
+
+        Args:
+            policy: who chooses.
+            prompt: the new tokens.
+            budget: entries to keep.
+            cache: what earlier turns left; the prefiller starts an empty one when None.
+
+        Raises:
+            ValueError: a later turn that the policy or the cache does not take.
+            RuntimeError: the budget cannot hold what the policy pins.
+        """
+
+    def row_by_row(
+        self,
+        policy: Policy,
+        prompt: P_contra,
+        cache: C_contra | None,
+        finish: Callable[[Reading], None],
+    ) -> D_co:
+        """Read each row's prompt by itself, let ``finish`` draft and cut, and join what is left.
+
+        Args:
+            policy: who chooses; its ``window`` newest queries are remembered.
+            prompt: the new tokens.
+            cache: as for :meth:`one_pass`.
+            finish: cuts one row's cache.
+
+        Raises:
+            ValueError: a later turn that the policy or the cache does not take.
+            RuntimeError: the budget cannot hold what the policy pins.
+        """

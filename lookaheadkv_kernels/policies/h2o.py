@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..ops import gather_kv, select
-from .base import Kept, LayerCall, Policy, check_at_least
-from .scoring import causal_column_sums
+from .base import Chunk, LayerCall, Watcher
+from .budget import check_at_least
+from .scoring import ScorePolicy, causal_column_sums
 
 
-class H2O(Policy):
+class H2O(ScorePolicy):
     """Column sums of the causal attention of *all* prompt rows, Top-K, no pooling.
 
     The sums are streamed, block by block and chunk by chunk; no N x N matrix exists. In a later
@@ -25,53 +25,45 @@ class H2O(Policy):
 
     name: ClassVar[str] = "h2o"
     handles_padding: ClassVar[bool] = True
-    watches: ClassVar[bool] = True
 
     def __init__(self, *, num_recent: int = 32) -> None:
         check_at_least("num_recent", num_recent, 0)
         self.num_recent = num_recent
 
-    def start(self, num_layers: int) -> Any:
-        """The layers' sums so far: [B, Hkv, S] each."""
-        return [None] * num_layers
+    def start(self, num_layers: int) -> Watcher:
+        """The layers' sums, still empty."""
+        return _ColumnSums()
 
-    def observe(
-        self,
-        state: Any,
-        index: int,
-        query: Tensor,  # [B, Hq, q, D]
-        key: Tensor,  # [B, Hkv, S, D]
-        leftpad_k: Tensor | None,  # [B] int32
-        scale: float,
-    ) -> None:
+    def score(self, call: LayerCall) -> Tensor:
+        """The sums of a layer; of one row without its padding, if the call is about one row."""
+        sums = call.watched_by(_ColumnSums).of_layer[call.layer]
+        if call.row is None:
+            return sums
+        return sums[call.row : call.row + 1, :, sums.shape[2] - call.key.shape[2] :]
+
+
+class _ColumnSums(Watcher):
+    """Each layer's sums so far, over all rows that have been read: float32 [B, Hkv, S]."""
+
+    def __init__(self) -> None:
+        self.of_layer: dict[int, Tensor] = {}
+
+    def observe(self, chunk: Chunk) -> None:
         """Add a chunk's rows."""
+        query, key = chunk.query, chunk.key
         rows, stored = query.shape[2], key.shape[2]
         sums = torch.zeros(key.shape[:3], dtype=torch.float32, device=key.device)
-        if state[index] is not None:
-            sums[:, :, : stored - rows] = state[index]
-        if leftpad_k is None:
-            sums += causal_column_sums(query, key, scale)
+        if chunk.layer in self.of_layer:
+            sums[:, :, : stored - rows] = self.of_layer[chunk.layer]
+        if chunk.leftpad_k is None:
+            sums += causal_column_sums(query, key, chunk.scale)
         else:
             # Rows of padding must not vote: every row of the batch without its own.
-            for row, skip in enumerate(leftpad_k.tolist()):
+            for row, skip in enumerate(chunk.leftpad_k.tolist()):
                 first = max(0, skip - (stored - rows))
                 one = slice(row, row + 1)
                 if first < rows:
                     sums[one, :, skip:] += causal_column_sums(
-                        query[one, :, first:], key[one, :, skip:], scale
+                        query[one, :, first:], key[one, :, skip:], chunk.scale
                     )
-        state[index] = sums
-
-    def evict(self, call: LayerCall) -> Kept:
-        """The largest sums and the newest entries."""
-        sums = call.state[call.layer]
-        if call.row is not None:
-            sums = sums[call.row : call.row + 1, :, sums.shape[2] - call.key.shape[2] :]
-        indices = select(
-            sums,
-            call.budget,
-            pool_kernel=1,
-            num_recent=min(self.num_recent, call.key.shape[2]),
-            leftpad_k=call.leftpad_k,
-        )
-        return Kept(*gather_kv(call.key, call.value, indices), indices, sums)
+        self.of_layer[chunk.layer] = sums

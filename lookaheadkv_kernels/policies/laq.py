@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
+
+from torch import Tensor
 
 from ..unmasked import unmasked_scores
-from .base import Budget, Kept, LayerCall, Policy, check_at_least
-from .scoring import keep_best_and_window
+from .base import C, D, LayerCall, P, Prefiller, Reading
+from .budget import Budget, check_at_least
+from .scoring import ScorePolicy
 from .snapkv import SnapKV
 
 
-class LAQ(Policy):
+class LAQ(ScorePolicy):
     """Lookahead queries: SnapKV, a greedy draft from what it left, then a second choice.
 
     The draft's queries and those of the last ``window`` prompt rows score all prompt keys alike,
@@ -46,17 +49,19 @@ class LAQ(Policy):
         self.pool_kernel = pool_kernel
         self.first_choice = SnapKV(window=draft_window, pool_kernel=pool_kernel)
 
-    def evict(self, call: LayerCall) -> Kept:
-        """The second choice: ``call.query`` are window rows, then ``call.state`` draft rows."""
-        window, prompt = call.query.shape[2] - call.state, call.key.shape[2]
-        scores = unmasked_scores(call.query, call.key, call.scale)[:, :, : prompt - window]
-        return keep_best_and_window(call, self.name, scores, prompt, window, self.pool_kernel)
+    def score(self, call: LayerCall) -> Tensor:
+        """The second choice; the window rows, which come first in ``call.query``, have no score."""
+        window = call.query.shape[2] - call.num_draft
+        scores = unmasked_scores(call.query, call.key, call.scale)
+        return scores[:, :, : call.num_prompt - window]
 
-    def prefill(self, runner: Any, prompt: Any, budget: Budget, cache: Any) -> Any:
+    def prefill(
+        self, prefiller: Prefiller[P, C, D], prompt: P, budget: Budget, cache: C | None
+    ) -> D:
         """Prefill, draft, choose: row by row."""
 
-        def finish(reading: Any) -> None:
+        def finish(reading: Reading) -> None:
             draft = reading.draft_queries(self.first_choice, budget, self.draft_tokens)
             reading.cut(self, budget, self.scoring_window, draft)
 
-        return runner.row_by_row(self, prompt, cache, finish)
+        return prefiller.row_by_row(self, prompt, cache, finish)

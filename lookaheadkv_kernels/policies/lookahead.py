@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ..lookahead import LookaheadModules
-from ..ops import score_and_evict
-from .base import Budget, Kept, LayerCall, Policy
+from .base import Kept, LayerCall, Policy
 
 
 class LookaheadPolicy(Policy):
@@ -22,6 +21,7 @@ class LookaheadPolicy(Policy):
 
     name: ClassVar[str] = "lookahead"
     handles_padding: ClassVar[bool] = True
+    modules: LookaheadModules
 
     def __init__(
         self, modules: LookaheadModules, *, mode: str = "appended", pool_kernel: int = 7
@@ -34,22 +34,4 @@ class LookaheadPolicy(Policy):
 
     def evict(self, call: LayerCall) -> Kept:
         """The last ``num_lookahead`` rows and entries are the lookahead tokens: they go."""
-        query, lse = call.newest(self.modules.config.num_lookahead)
-        return Kept(
-            *score_and_evict(
-                query,
-                call.key,
-                call.value,
-                call.budget,
-                lse=lse,
-                scale=call.scale,
-                pool_kernel=self.pool_kernel,
-                leftpad_k=call.leftpad_k,
-            )
-        )
-
-    def prefill(self, runner: Any, prompt: Any, budget: Budget, cache: Any) -> Any:
-        """One pass over prompt and lookahead rows, or one over each."""
-        return runner.one_pass(
-            self, prompt, budget, cache=cache, modules=self.modules, mode=self.mode
-        )
+        return call.keep_best(self.modules.config.num_lookahead, pool_kernel=self.pool_kernel)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from ..ops import score_and_evict
-from .base import Budget, Kept, LayerCall, Policy, check_at_least
+from .base import C, D, Kept, LayerCall, P, Policy, Prefiller, Reading
+from .budget import Budget, check_at_least
 
 
 class Oracle(Policy):
@@ -42,18 +42,11 @@ class Oracle(Policy):
 
     def evict(self, call: LayerCall) -> Kept:
         """All of ``call.query`` is the answer, and so are that many newest entries."""
-        return Kept(
-            *score_and_evict(
-                call.query,
-                call.key,
-                call.value,
-                call.budget,
-                scale=call.scale,
-                pool_kernel=self.pool_kernel,
-            )
-        )
+        return call.keep_best(call.query.shape[2], pool_kernel=self.pool_kernel)
 
-    def prefill(self, runner: Any, prompt: Any, budget: Budget, cache: Any) -> Any:
+    def prefill(
+        self, prefiller: Prefiller[P, C, D], prompt: P, budget: Budget, cache: C | None
+    ) -> D:
         """Prefill, answer, run the answer behind the prompt: row by row.
 
         Raises:
@@ -65,11 +58,11 @@ class Oracle(Policy):
                 f"{prompt.batch}; give one a row"
             )
 
-        def finish(reading: Any) -> None:
+        def finish(reading: Reading) -> None:
             if self.responses is None:
                 answer = reading.answer(self.max_tokens)
             else:
                 answer = list(self.responses[reading.row][: self.max_tokens])
             reading.cut_behind(self, budget, 0, answer)
 
-        return runner.row_by_row(self, prompt, cache, finish)
+        return prefiller.row_by_row(self, prompt, cache, finish)

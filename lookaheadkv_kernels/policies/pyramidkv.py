@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from .base import check_at_least
+from .budget import check_at_least
 from .snapkv import SnapKV
 
 
@@ -21,7 +21,7 @@ class PyramidKV(SnapKV):
     Args:
         window: observation rows, inside the budget.
         pool_kernel: window of the max-pool.
-        beta: how little the last layer gets.
+        beta: the last layer gets one part in ``beta`` of the budget beyond its window.
         exact_total: keep no more than the budget on average; False is as published.
     """
 

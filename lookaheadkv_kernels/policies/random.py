@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from ..ops import gather_kv, select
-from .base import Kept, LayerCall, Policy
+from .base import LayerCall
+from .scoring import ScorePolicy
 
 
-class RandomPolicy(Policy):
-    """Entries drawn without replacement, uniformly, for every layer and head by itself.
+class RandomPolicy(ScorePolicy):
+    """Entries drawn without replacement, uniformly, independently for every layer and head.
 
-    What is drawn depends on the seed, the layer and the number of tokens alone: neither on the
-    device, nor on the row of the batch, nor on earlier calls.
+    The draw depends on the seed, the layer and the number of tokens alone: neither on the device,
+    nor on the row of the batch, nor on earlier calls.
 
     Args:
         seed: of the draws.
@@ -25,11 +26,9 @@ class RandomPolicy(Policy):
     def __init__(self, *, seed: int = 0) -> None:
         self.seed = seed
 
-    def evict(self, call: LayerCall) -> Kept:
-        """The best of random scores."""
+    def score(self, call: LayerCall) -> Tensor:
+        """Random scores, the same for every row."""
         batch, heads, stored, _ = call.key.shape
         generator = torch.Generator().manual_seed(self.seed * 65_537 + call.layer)
         scores = torch.rand(heads, stored, generator=generator).to(call.key.device)
-        scores = scores.expand(batch, heads, stored)
-        indices = select(scores, call.budget, pool_kernel=1)
-        return Kept(*gather_kv(call.key, call.value, indices), indices, scores)
+        return scores.expand(batch, heads, stored)

@@ -1,16 +1,66 @@
-"""Column scores for rows that are no lookahead rows, by the ops, and choices that keep a window."""
+"""The common policy, which is a score per entry, and scores that no single op gives."""
 
 from __future__ import annotations
+
+from abc import abstractmethod
 
 import torch
 from torch import Tensor
 
-from ..ops import gather_kv, lookahead_attention, select
+from ..ops import lookahead_attention, select
 from ..unmasked import grouped, logits_of
-from .base import Kept, LayerCall
+from .base import Kept, LayerCall, Policy
 
 # Rows of a causal pass that are scored at once: they take this many squared logits per head.
 ROW_BLOCK = 128
+
+
+class ScorePolicy(Policy):
+    """A policy that is one method: the entries with the best scores stay.
+
+    Subclasses write :meth:`score`, and set what they pin in their constructor.
+
+    Attributes:
+        pool_kernel: window of the max-pool over the scores; 1: none.
+        num_sink: first entries with a score that always stay, inside the budget.
+        num_recent: newest entries with a score that always stay, inside the budget.
+    """
+
+    pool_kernel: int = 1
+    num_sink: int = 0
+    num_recent: int = 0
+
+    @abstractmethod
+    def score(self, call: LayerCall) -> Tensor:
+        """The worth of the prompt's entries, larger is better: float32 [B, Hkv, n].
+
+        Where n is less than ``call.num_prompt``, the newest entries have no score: they always
+        stay, inside the budget, and the max-pool does not see them.
+        """
+
+    def evict(self, call: LayerCall) -> Kept:
+        """Keep the best; ties go to the earlier entry.
+
+        Raises:
+            RuntimeError: the budget cannot hold what is pinned.
+        """
+        scores = self.score(call)
+        scored, stored = scores.shape[2], call.num_prompt
+        if stored > call.budget:
+            check_window(self.name, call.budget, stored - scored)
+        recent = everything(call, stored)[:, :, scored:]
+        room = call.budget - recent.shape[2]
+        if room < 1:
+            return call.keep(recent, scores)
+        best = select(
+            scores,
+            room,
+            pool_kernel=self.pool_kernel,
+            num_sink=min(self.num_sink, scored),
+            num_recent=min(self.num_recent, scored),
+            leftpad_k=call.leftpad_k,
+        )
+        return call.keep(torch.cat([best, recent], dim=2) if scored < stored else best, scores)
 
 
 def causal_column_sums(
@@ -45,29 +95,10 @@ def everything(call: LayerCall, num_entries: int) -> Tensor:
 
 
 def check_window(name: str, budget: int, window: int) -> None:
-    """Refuse a budget that cannot hold the observation window."""
-    if budget < window:
-        raise RuntimeError(f"{name}: budget must hold the window of {window} entries, got {budget}")
-
-
-def keep_best_and_window(
-    call: LayerCall,
-    name: str,
-    scores: Tensor,  # [B, Hkv, n - window]
-    num_prompt: int,
-    window: int,
-    pool_kernel: int,
-) -> Kept:
-    """The last ``window`` of ``num_prompt`` = n entries, and the best of those before.
+    """Refuse a budget that cannot hold the observation window.
 
     Raises:
-        RuntimeError: the budget cannot hold the window.
+        RuntimeError: names the policy, the window and the budget.
     """
-    indices = everything(call, num_prompt)
-    if num_prompt > call.budget:
-        check_window(name, call.budget, window)
-        indices = indices[:, :, num_prompt - window :]
-        if call.budget > window:
-            best = select(scores, call.budget - window, pool_kernel=pool_kernel)
-            indices = torch.cat([best, indices], dim=2)
-    return Kept(*gather_kv(call.key, call.value, indices), indices, scores)
+    if budget < window:
+        raise RuntimeError(f"{name}: budget must hold the window of {window} entries, got {budget}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from ..ops import score_and_evict
-from .base import Kept, LayerCall, Policy, check_at_least
+from .base import Kept, LayerCall, Policy
+from .budget import check_at_least
 
 
 class SnapKV(Policy):
@@ -25,16 +25,4 @@ class SnapKV(Policy):
 
     def evict(self, call: LayerCall) -> Kept:
         """Score with the newest rows; a prompt that fits the budget stays whole."""
-        query, lse = call.newest(self.window)
-        return Kept(
-            *score_and_evict(
-                query,
-                call.key,
-                call.value,
-                call.budget,
-                lse=lse,
-                scale=call.scale,
-                pool_kernel=self.pool_kernel,
-                keep_observation=True,
-            )
-        )
+        return call.keep_best(self.window, pool_kernel=self.pool_kernel, keep_observation=True)

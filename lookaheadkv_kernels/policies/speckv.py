@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
+
+from torch import Tensor, nn
 
 from ..ops import column_scores
-from .base import Budget, Kept, LayerCall, Policy, check_at_least
-from .scoring import keep_best_and_window
+from .base import C, D, LayerCall, P, Prefiller, Reading
+from .budget import Budget, check_at_least
+from .scoring import ScorePolicy
 
 
-class SpecKV(Policy):
+class SpecKV(ScorePolicy):
     """Mean attention of the last ``window`` prompt rows and of a draft, max-pooled, Top-K.
 
     The draft model answers greedily; the target then runs prompt and draft, and the window's and
@@ -26,9 +29,15 @@ class SpecKV(Policy):
     """
 
     name: ClassVar[str] = "speckv"
+    takes_turns: ClassVar[bool] = False
 
     def __init__(
-        self, draft_model: Any, *, window: int = 32, draft_tokens: int = 32, pool_kernel: int = 7
+        self,
+        draft_model: nn.Module,
+        *,
+        window: int = 32,
+        draft_tokens: int = 32,
+        pool_kernel: int = 7,
     ) -> None:
         check_at_least("window", window, 0)
         check_at_least("draft_tokens", draft_tokens, 1)
@@ -37,25 +46,21 @@ class SpecKV(Policy):
         self.draft_tokens = draft_tokens
         self.pool_kernel = pool_kernel
 
-    def evict(self, call: LayerCall) -> Kept:
-        """The newest ``call.state`` rows and entries are the draft, before them is the window."""
-        rows = call.query.shape[2]
-        prompt = call.key.shape[2] - call.state
-        window = rows - call.state
-        scores = column_scores(call.query, call.key, scale=call.scale)
-        return keep_best_and_window(call, self.name, scores, prompt, window, self.pool_kernel)
+    def score(self, call: LayerCall) -> Tensor:
+        """Rows and entries end with the draft; the window before it has no score."""
+        return column_scores(call.query, call.key, scale=call.scale)
 
-    def prefill(self, runner: Any, prompt: Any, budget: Budget, cache: Any) -> Any:
+    def prefill(
+        self, prefiller: Prefiller[P, C, D], prompt: P, budget: Budget, cache: C | None
+    ) -> D:
         """Prefill, draft, run the draft behind the prompt: row by row.
 
         Raises:
-            ValueError: a later turn; a prompt of embeddings; a draft model of other tokens.
+            ValueError: a later turn; a prompt of embeddings; a draft model with another tokenizer.
         """
-        if cache is not None and cache.layers:
-            raise ValueError(f"policy {self.name!r}: later turns are not supported")
 
-        def finish(reading: Any) -> None:
+        def finish(reading: Reading) -> None:
             draft = reading.answer_of(self.draft_model, self.draft_tokens, self.name)
             reading.cut_behind(self, budget, self.window, draft)
 
-        return runner.row_by_row(self, prompt, cache, finish)
+        return prefiller.row_by_row(self, prompt, cache, finish)

@@ -6,8 +6,9 @@ from typing import ClassVar
 
 import torch
 
-from ..ops import gather_kv, select
-from .base import Kept, LayerCall, Policy, check_at_least
+from ..ops import select
+from .base import Kept, LayerCall, Policy
+from .budget import check_at_least
 
 
 class StreamingLLM(Policy):
@@ -25,7 +26,7 @@ class StreamingLLM(Policy):
         self.num_sink = num_sink
 
     def evict(self, call: LayerCall) -> Kept:
-        """Everything that is kept is pinned: the scores decide nothing."""
+        """Everything that stays is pinned: the scores decide nothing."""
         indices = select(
             call.key.new_zeros((), dtype=torch.float32).expand(call.key.shape[:3]),
             call.budget,
@@ -34,4 +35,4 @@ class StreamingLLM(Policy):
             num_recent=max(0, call.budget - self.num_sink),
             leftpad_k=call.leftpad_k,
         )
-        return Kept(*gather_kv(call.key, call.value, indices), indices)
+        return call.keep(indices)

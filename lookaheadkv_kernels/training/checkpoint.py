@@ -1,4 +1,4 @@
-"""Checkpoints that a process killed at any moment leaves whole, in open formats (no pickle).
+"""Checkpoints in open formats (no pickle) that stay whole if the process is killed at any moment.
 
 A checkpoint is a folder ``step-000123``: the modules (float32), Adam's moments, and the history of
 losses. It is written under another name and renamed when complete, so a folder of that name is

@@ -12,13 +12,13 @@ class TrainingConfig:
 
     Args:
         steps: optimizer steps.
-        batch_size: samples a step, over all processes; any number of processes may share them.
+        batch_size: samples per step, over all processes; any number of processes may share them.
         learning_rate: peak rate; the paper has 1e-3 for Llama and 2e-4 for Qwen.
         betas: of Adam.
         warmup: share of the steps in which the rate rises linearly; it then falls as a cosine to 0.
         clip: largest norm of a step's gradient.
         max_prompt: longer prompts lose tokens in the middle, so that both ends stay.
-        max_response: response tokens that count; how many the model writes where it answers itself.
+        max_response: longest response, in tokens, whether given or written by the model itself.
         seed: of the initial weights and of everything random in the data.
         checkpointing: recompute layers in backward to save memory.
         checkpoint_every: steps between checkpoints.

@@ -31,7 +31,7 @@ class JsonlSamples:
         seed: of the order.
 
     Raises:
-        ValueError: the file has no record, or, when it is reached, a line is not one.
+        ValueError: the file has no record; when a line is read, it is not a record.
     """
 
     def __init__(self, path: str | Path, tokenizer: Any, seed: int = 0) -> None:
@@ -88,7 +88,7 @@ def encode_record(record: dict[str, Any], tokenizer: Any) -> tuple[list[int], li
 
 
 class TextSamples:
-    """Continuations of raw text: a prompt ends at a random point, the text that follows answers.
+    """Continuations of raw text: a prompt ends at a random point, the response is what follows.
 
     Args:
         folder: searched for text files, below it too.
@@ -129,14 +129,14 @@ class TextSamples:
             shortest, longest = self._lengths
             prompt = round(shortest * (longest / shortest) ** draw.random())
             ids = self._cut(path.read_text(errors="replace"), prompt + self._max_response, draw)
-            # A file shorter than the prompt still gives one, with a tenth of it as the response.
+            # A file shorter than the prompt still gives a sample: its last tenth is the response.
             prompt = min(prompt, len(ids) * 9 // 10)
             if prompt >= 16:
                 return FileSample(ids[:prompt], ids[prompt : prompt + self._max_response])
         raise ValueError("the text files are too short to cut prompts from")
 
     def _cut(self, text: str, num_tokens: int, draw: random.Random) -> list[int]:
-        """``num_tokens`` from a random place of ``text``, or fewer if it ends."""
+        """``num_tokens`` tokens from a random place in ``text``, or fewer if the text ends."""
         span = num_tokens * 8  # characters; a token is seldom longer
         start = draw.randrange(max(1, len(text) - span // 2))
         ids: Sequence[int] = self._tokenizer(text[start : start + span]).input_ids

@@ -35,7 +35,7 @@ def generate_responses(
         prompts: JSON lines with ``prompt`` or ``prompt_ids``.
         output: JSON lines with ``prompt_ids`` and ``response_ids``, and the prompt's other fields.
         max_response: most response tokens.
-        overwrite: start anew.
+        overwrite: start again from the first record.
 
     Returns:
         How many records were written by this call.
@@ -69,7 +69,7 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _whole_records(path: Path) -> int:
-    """Records in a file that an earlier call left; half a line at its end is cut off."""
+    """Number of records that an earlier call left in the file; cuts off a last half line."""
     if not path.is_file():
         return 0
     content = path.read_bytes()

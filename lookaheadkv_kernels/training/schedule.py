@@ -18,10 +18,10 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
 
 
 def shares(costs: Sequence[float], num_shares: int) -> list[list[int]]:
-    """Deal out things of these costs so that the dearest share is cheap: longest first.
+    """Distribute items over processes so that the largest total cost is small (longest first).
 
-    The same on every process. Which process takes which sample does not change a step, since
-    gradients are added up; so a run can go on with another number of processes.
+    The result is the same on every process. Which process takes which sample does not change a
+    step, since gradients are added up; so a run can continue with another number of processes.
     """
     dealt: list[list[int]] = [[] for _ in range(num_shares)]
     loads = [0.0] * num_shares

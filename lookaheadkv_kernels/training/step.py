@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..integrations.transformers.cache import EvictableCache, EvictableLayer
+from ..integrations.transformers.cache import EvictableCache, EvictableLayer, LayerRows, Observer
 from ..integrations.transformers.compat import cache_argument, decoder_layers
 from ..integrations.transformers.greedy import greedy_answer, next_logits
 from ..integrations.transformers.lora import lora_on_last_rows, lora_on_layer
+from ..integrations.transformers.runner import in_turn
 from ..lookahead import LookaheadModules
 from ..ops import column_scores
 
@@ -27,7 +28,7 @@ LEAST_SCORE = 1e-20
 
 
 class Target(NamedTuple):
-    """What a sample teaches."""
+    """What the lookahead rows of one sample learn to predict."""
 
     cache: EvictableCache  # keys and values of the prompt, all layers
     scores: list[Tensor]  # per layer [Hq, N], normalised ground-truth importance
@@ -60,21 +61,14 @@ def kl_divergence(target: Tensor, prediction: Tensor) -> Tensor:
     return (target * logs).sum(dim=-1).mean()
 
 
-@contextlib.contextmanager
-def _observing(cache: EvictableCache, observer: Any) -> Iterator[None]:
-    cache.observer = observer
-    try:
-        yield
-    finally:
-        cache.observer = None
-
-
 @torch.no_grad()
 def ground_truth(
     model: Any,
     prompt_ids: Sequence[int],
     response_ids: Sequence[int] | None,
     max_response: int,
+    *,
+    observer: Observer | None = None,
 ) -> Target:
     """Importance of every prompt key to the response (paper section 2), per layer and query head.
 
@@ -83,6 +77,7 @@ def ground_truth(
         prompt_ids: N token ids.
         response_ids: the response; None lets the model answer greedily.
         max_response: longest response, in tokens.
+        observer: sees the response's rows too, over a cache of prompt and response.
     """
     cache = EvictableCache()
     logits = next_logits(model, prompt_ids, cache)
@@ -92,17 +87,17 @@ def ground_truth(
         response = list(response_ids[:max_response])
     scores: list[Tensor] = []
 
-    def observe(cache: EvictableCache, index: int, query: Tensor, scale: float) -> None:
-        scores.append(normalised(per_head_scores(query, cache.layers[index].keys, scale)))
+    def score(rows: LayerRows) -> None:
+        scores.append(normalised(per_head_scores(rows.query, rows.layer.keys, rows.scale)))
 
-    seen = cache.fork()
-    with _observing(seen, observe):
-        next_logits(model, response, seen)
+    whole = cache.fork()
+    with whole.watched(in_turn(observer, score)):
+        next_logits(model, response, whole)
     return Target(cache, scores, response)
 
 
 class _PrefixLayer(EvictableLayer):
-    """Entries that a pass reads and never changes, so that it can be recomputed at will."""
+    """Entries that a pass reads and never changes, so that the pass can be recomputed."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -145,7 +140,7 @@ class _PrefixCache(EvictableCache):
 def _checkpointed(model: Any, modules: LookaheadModules) -> Iterator[None]:
     """LoRA on the lookahead rows of layers that are recomputed in backward.
 
-    The LoRA is put on inside of what is recomputed: backward runs after this block has ended.
+    The LoRA is added within the recomputed part, because backward runs after this block has ended.
     """
     layers = decoder_layers(model)
     for index, layer in enumerate(layers):

@@ -1,4 +1,4 @@
-"""The training loop: any number of processes, resumable, the same result however it is cut."""
+"""The training loop, for any number of processes; interrupted runs resume to the same result."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Result(NamedTuple):
 
 
 def without_middle(ids: Sequence[int], longest: int) -> list[int]:
-    """At most ``longest`` ids: the first and the last ones."""
+    """At most ``longest`` ids: the first and the last ones, without the middle."""
     if len(ids) <= longest:
         return list(ids)
     head = longest // 2
@@ -61,7 +61,7 @@ class Trainer:
             modules themselves.
         config: hyper-parameters.
         held_out: data for evaluations.
-        facts: what else belongs into the record of the run (names of model and data).
+        facts: further entries of the run's record (names of model and data).
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Trainer:
 
     def _share(self, batch: Sequence[Sample]) -> list[Sample]:
         """This process's samples of a batch."""
-        # A token that the model writes takes about as long as 25 of a prompt.
+        # Writing one token takes about as long as reading 25 tokens of a prompt.
         writing = 25 * self.config.max_response
         costs = [
             len(sample.prompt_ids) + (writing if sample.response_ids is None else 0)

@@ -6,13 +6,12 @@ compiler for GPUs treats the sources (test_cuda_build.py looks at that).
 
 from __future__ import annotations
 
-import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from support.build_tools import ROOT, checked, cmake_build
+from support.build_tools import checked, passed_checks, sanitized_check
 
 # Parts of about the same length, side by side.
 PARTS = (("select",), ("emulation", "splits", "evict", "paged", "prefill", "shapes"))
@@ -21,22 +20,7 @@ PARTS = (("select",), ("emulation", "splits", "evict", "paged", "prefill", "shap
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="fibers map their stacks as Linux does")
 def test_kernels_on_emulated_instructions(tmp_path: Path) -> None:
-    cmake_build(
-        ROOT,
-        tmp_path,
-        "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
-        "-DLOOKAHEADKV_OPS=OFF",
-        "-DLOOKAHEADKV_NUMPY=OFF",
-        "-DLOOKAHEADKV_KERNEL_CHECK=ON",
-        "-DLOOKAHEADKV_SANITIZE=ON",
-        target="cuda_kernel_check",
-    )
-    program = tmp_path / "cuda_kernel_check"
+    program = sanitized_check(tmp_path, "cuda_kernel_check")
     with ThreadPoolExecutor() as pool:
         outputs = list(pool.map(lambda parts: checked([program, *parts]), PARTS))
-    passed = 0
-    for output in outputs:
-        summary = re.search(r"(\d+) passed, 0 failed", output)
-        assert summary is not None, output
-        passed += int(summary[1])
-    assert passed > 1000
+    assert sum(map(passed_checks, outputs)) > 1000

@@ -19,7 +19,6 @@ pytest.importorskip("transformers")
 pytest.importorskip("tqdm")
 pytest.importorskip("matplotlib")
 
-from support.tiny_model import random_modules, save_tiny_model, tiny_llama
 
 from lookaheadkv_kernels import cli
 from lookaheadkv_kernels.commands import evaluate
@@ -33,7 +32,6 @@ from lookaheadkv_kernels.evaluation.records import (
     sort_key,
 )
 from lookaheadkv_kernels.evaluation.report import metrics_of, table, write_plot
-from lookaheadkv_kernels.lookahead import save_modules
 
 
 @pytest.fixture(autouse=True)
@@ -44,15 +42,6 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> object:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny model, and its modules in ``modules``."""
-    folder = tmp_path_factory.mktemp("tiny")
-    save_tiny_model(folder)
-    save_modules(random_modules(tiny_llama(), num_lookahead=4, lora_rank=2), folder / "modules")
-    return folder
 
 
 def arguments(tiny: Path, output: Path, *more: str) -> list[str]:

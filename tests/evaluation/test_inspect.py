@@ -12,20 +12,9 @@ pytest.importorskip("transformers")
 pytest.importorskip("tqdm")
 pytest.importorskip("matplotlib")
 
-from support.tiny_model import random_modules, save_tiny_model, tiny_llama
 
 from lookaheadkv_kernels import cli
 from lookaheadkv_kernels.evaluation.records import read_predictions
-from lookaheadkv_kernels.lookahead import save_modules
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny model, and its modules in ``modules``."""
-    folder = tmp_path_factory.mktemp("tiny")
-    save_tiny_model(folder)
-    save_modules(random_modules(tiny_llama(), num_lookahead=4, lora_rank=2), folder / "modules")
-    return folder
 
 
 def model_options(tiny: Path) -> list[str]:

@@ -23,8 +23,8 @@ from support.policy_calls import (
 from support.policy_model import Cut, tiny_llama
 
 from lookaheadkv_kernels.integrations.transformers import Eviction
-from lookaheadkv_kernels.policies import POLICY_NAMES, make_policy, scoring
-from lookaheadkv_kernels.policies.base import budget_of
+from lookaheadkv_kernels.policies import POLICY_NAMES, ScorePolicy, make_policy, scoring
+from lookaheadkv_kernels.policies.budget import budget_of
 from lookaheadkv_kernels.unmasked import unmasked_scores
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -221,7 +221,9 @@ def test_drafts_end_at_the_end_token(monkeypatch):
     policy = policy_of("laq")
     rows: list[int] = []
     monkeypatch.setattr(
-        policy, "evict", lambda call: rows.append(call.state) or type(policy).evict(policy, call)
+        policy,
+        "evict",
+        lambda call: rows.append(call.num_draft) or type(policy).evict(policy, call),
     )
     monkeypatch.setattr(model.generation_config, "eos_token_id", [answer[0], 1])
     Eviction(model, policy).prefill(ids, budget=12)
@@ -318,3 +320,33 @@ def test_a_model_may_draft_for_itself():
     assert torch.equal(first, second)
     first, second = (kept_by(eviction.prefill(ids, budget=20)) for eviction in evictions)
     assert first == second
+
+
+class KeyNorm(ScorePolicy):
+    """The policy that docs/method.md shows, with sinks."""
+
+    name = "key_norm"
+    num_sink = 2
+
+    def __init__(self, num_recent):
+        self.num_recent = num_recent
+
+    def score(self, call):
+        return -call.key.float().norm(dim=-1)
+
+
+@pytest.mark.parametrize("num_recent", [0, 5])
+def test_a_policy_of_one_method(num_recent):
+    """The pinned entries and the best of the others stay."""
+    tokens = text(60)
+    cache = Eviction(target(2), KeyNorm(num_recent)).prefill(torch.tensor([tokens]), budget=20)
+    assert kept_by(cache) == [
+        [_smallest(key, 20, pinned={0, 1, *range(60 - num_recent, 60)}) for key in layer]
+        for layer in dense(2).run(tokens).key
+    ]
+
+
+def _smallest(key, cap, pinned):
+    norms = key.norm(dim=-1).tolist()
+    others = sorted(set(range(len(norms))) - pinned, key=lambda place: norms[place])
+    return sorted([*pinned, *others[: cap - len(pinned)]])

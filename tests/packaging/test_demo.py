@@ -49,7 +49,7 @@ from demo_verify import (  # noqa: E402
     count_common,
 )
 from rich.console import Console  # noqa: E402
-from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
+from support.tiny_model import tiny_llama  # noqa: E402
 
 from lookaheadkv_kernels.integrations.transformers import Eviction  # noqa: E402
 from lookaheadkv_kernels.integrations.transformers.loading import packaged_gguf  # noqa: E402
@@ -82,16 +82,13 @@ class Bytes:
 
 @pytest.fixture
 def chat() -> Chat:
-    config = LlamaConfig(
+    model = tiny_llama(
         vocab_size=256,
-        hidden_size=48,
-        intermediate_size=64,
         num_hidden_layers=2,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        head_dim=8,
+        max_position_embeddings=2048,
+        initializer_range=0.02,
     )
-    return Chat(LlamaForCausalLM(config).eval(), Bytes())
+    return Chat(model, Bytes())
 
 
 def random_modules(chat: Chat) -> LookaheadModules:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -48,3 +49,26 @@ def cmake_build(source: Path, build: Path, *definitions: str, target: str = "all
     ninja = f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"
     checked([tool("cmake"), "-S", source, "-B", build, "-G", "Ninja", ninja, *definitions])
     checked([tool("cmake"), "--build", build, "--target", target])
+
+
+def sanitized_check(build: Path, target: str, *definitions: str) -> Path:
+    """Build a program of tests/cpp under AddressSanitizer and UBSan; returns its path."""
+    cmake_build(
+        ROOT,
+        build,
+        "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
+        "-DLOOKAHEADKV_OPS=OFF",
+        "-DLOOKAHEADKV_NUMPY=OFF",
+        "-DLOOKAHEADKV_KERNEL_CHECK=ON",
+        "-DLOOKAHEADKV_SANITIZE=ON",
+        *definitions,
+        target=target,
+    )
+    return build / target
+
+
+def passed_checks(output: str) -> int:
+    """How many checks such a program passed; all of them must have."""
+    summary = re.search(r"(\d+) passed, 0 failed", output)
+    assert summary is not None, output
+    return int(summary[1])

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from lookaheadkv_kernels.python_ref import score_and_evict
 from support.policy_model import Cut, DenseModel, Heads
+from support.tiny_model import TINY_SIZES
 from torch import Tensor, nn
 from transformers import (
     LlamaConfig,
@@ -41,19 +42,13 @@ def tiny(kind: str = "llama", heads: int = 6, kv_heads: int = 2, **options: Any)
     """Weights large enough for attention to be far from uniform; always the same ones."""
     torch.manual_seed(0)
     config, model, own = KINDS[kind]
-    sizes = {
+    sizes = TINY_SIZES | {
         "vocab_size": VOCABULARY,
-        "hidden_size": 48,
-        "intermediate_size": 64,
-        "num_hidden_layers": 3,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
-        "head_dim": 8,
         "max_position_embeddings": 2048,
         "initializer_range": 0.12,
         "eos_token_id": None,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
     }
     return model(config(**(sizes | own | options))).eval()
 

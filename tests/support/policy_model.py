@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from support import tiny_model
 from torch import Tensor
-from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 NAME = "dense_with_cuts"
@@ -22,22 +23,14 @@ Heads = list[list[int]]  # kept positions of each KV head
 
 def tiny_llama(kv_heads: int = 2, *, seed: int = 0, layers: int = 3, vocabulary: int = 97) -> Any:
     """6 query heads of 8 dimensions; weights large enough for attention to be far from uniform."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
+    return tiny_model.tiny_llama(
+        seed,
         vocab_size=vocabulary,
-        hidden_size=48,
-        intermediate_size=64,
         num_hidden_layers=layers,
-        num_attention_heads=6,
         num_key_value_heads=kv_heads,
-        head_dim=8,
-        max_position_embeddings=512,
         initializer_range=0.2,
         eos_token_id=None,
-        pad_token_id=0,
-        bos_token_id=1,
     )
-    return LlamaForCausalLM(config).eval()
 
 
 @dataclass

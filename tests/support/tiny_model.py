@@ -7,31 +7,39 @@ from typing import Any
 
 import torch
 
-from lookaheadkv_kernels.lookahead import LookaheadConfig, LookaheadModules, ModelShape
+from lookaheadkv_kernels.lookahead import (
+    LookaheadConfig,
+    LookaheadModules,
+    ModelShape,
+    save_modules,
+)
 
 WORDS = 90
 
 
-def tiny_llama(seed: int = 0) -> Any:
-    """Three layers, 6 query heads on 2 KV heads."""
+# Three layers, 6 query heads of 8 dimensions on 2 KV heads.
+TINY_SIZES = {
+    "vocab_size": WORDS + 6,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.1,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
+def tiny_llama(seed: int = 0, **sizes: Any) -> Any:
+    """A random Llama of ``TINY_SIZES``, or of other ``sizes``."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=WORDS + 6,
-        hidden_size=48,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=512,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-        initializer_range=0.1,
-    )
-    return LlamaForCausalLM(config).eval()
+    return LlamaForCausalLM(LlamaConfig(**(TINY_SIZES | sizes))).eval()
 
 
 def random_modules(model: Any, seed: int = 0, **options: Any) -> LookaheadModules:
@@ -63,3 +71,8 @@ def save_tiny_model(folder: Path) -> None:
     )
     tokenizer.save_pretrained(folder)
     tiny_llama().save_pretrained(folder)
+
+
+def save_tiny_modules(folder: Path) -> None:
+    """Random modules of that model."""
+    save_modules(random_modules(tiny_llama(), num_lookahead=4, lora_rank=2), folder)

@@ -1,6 +1,6 @@
 """LongBench's metrics for one answer and one reference, from 0 to 1.
 
-They give the numbers of the published scripts, quirks included: those are what papers report.
+They reproduce the numbers of the published scripts, quirks included: papers report those.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ def normalised_answer(text: str) -> str:
 
 def qa_f1(prediction: str, reference: str, classes: Sequence[str] = ()) -> float:
     """F1 of the words in common."""
-    told = normalised_answer(prediction).split()
+    predicted = normalised_answer(prediction).split()
     true = normalised_answer(reference).split()
-    common = sum((Counter(told) & Counter(true)).values())
+    common = sum((Counter(predicted) & Counter(true)).values())
     if common == 0:
         return 0.0
-    precision, recall = common / len(told), common / len(true)
+    precision, recall = common / len(predicted), common / len(true)
     return 2 * precision * recall / (precision + recall)
 
 
@@ -35,14 +35,14 @@ def rouge_l(prediction: str, reference: str, classes: Sequence[str] = ()) -> flo
     Sentences end at dots. The words of the longest common subsequences of all pairs of sentences
     are united, and counted, like those of both texts, once each.
     """
-    told, true = _rouge_sentences(prediction), _rouge_sentences(reference)
-    if not told or not true:
+    predicted, true = _rouge_sentences(prediction), _rouge_sentences(reference)
+    if not predicted or not true:
         return 0.0
     common: set[str] = set()
     for one in true:
-        for other in told:
+        for other in predicted:
             common.update(_longest_common_subsequence(one, other))
-    precision = len(common) / len({word for sentence in told for word in sentence})
+    precision = len(common) / len({word for sentence in predicted for word in sentence})
     recall = len(common) / len({word for sentence in true for word in sentence})
     return 2 * precision * recall / (precision + recall + 1e-8)
 
@@ -53,7 +53,7 @@ def _rouge_sentences(text: str) -> list[list[str]]:
 
 
 def _longest_common_subsequence(one: Sequence[str], other: Sequence[str]) -> list[str]:
-    """Of several, the one that the package finds: from the end, ``other`` steps back at ties."""
+    """The one that the package finds: traced from the end, ``other`` steps back at ties."""
     lengths = [[0] * (len(other) + 1) for _ in range(len(one) + 1)]
     for i, word in enumerate(one):
         for j, second in enumerate(other):
@@ -79,7 +79,7 @@ def classification(prediction: str, reference: str, classes: Sequence[str] = ())
     A class whose name is part of the right one's does not count.
     """
     named = [name for name in classes if name in prediction]
-    # The published loop deletes from the list that it walks through, and so skips what follows.
+    # The published loop deletes from the list that it iterates over, and so skips the next item.
     place = 0
     while place < len(named):
         if named[place] in reference and named[place] != reference:
@@ -101,7 +101,7 @@ def count(prediction: str, reference: str, classes: Sequence[str] = ()) -> float
 
 
 def code_similarity(prediction: str, reference: str, classes: Sequence[str] = ()) -> float:
-    """Likeness of the answer's first line of code, in whole percents."""
+    """Similarity of the answer's first line of code, rounded to whole percents."""
     line = next(
         (
             line

@@ -1,4 +1,4 @@
-"""LongBench's tasks as the runner knows them."""
+"""LongBench's tasks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def find_file(folder: Path, name: str) -> Path | zipfile.Path:
     """``name`` in the folder, in its ``data``, or in the published archive.
 
     Raises:
-        FileNotFoundError: it is nowhere there.
+        FileNotFoundError: it is in none of these places.
         ValueError: the archive is damaged.
     """
     for path in (folder / name, folder / "data" / name):

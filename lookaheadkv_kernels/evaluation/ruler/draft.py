@@ -1,4 +1,4 @@
-"""A sample as text, at any size, and the size that fits a number of tokens."""
+"""A sample as text of any size, and the search for the size that fits a number of tokens."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ class Text(NamedTuple):
 
 
 class Draft(Protocol):
-    """A sample whose haystack may be of any size; everything random about it is drawn already.
+    """A sample whose haystack may have any size; everything random about it is already drawn.
 
     Attributes:
-        references: what the answer has to say.
-        facts: where things are.
+        references: strings that the answer has to contain.
+        facts: where the needles are.
         least: smallest haystack.
-        most: largest haystack; None: there is no end.
+        most: largest haystack; None: unlimited.
         tokens_a_unit: a guess, to start the search from.
-        has_filler: a last part of a unit can fill what whole units leave.
+        has_filler: parts of a unit can fill the space that whole units leave.
     """
 
     references: tuple[str, ...]

@@ -14,7 +14,7 @@ NUM_DEPTHS = 40  # in an essay, needles stand at some of so many evenly spaced p
 
 
 class Niah(NamedTuple):
-    """What the eight tasks differ in."""
+    """The settings in which the eight tasks differ."""
 
     haystack: str  # noise, essay, needles
     keys: str = "words"
@@ -37,7 +37,7 @@ NIAH_TASKS = {
 
 
 def noise_lines(num_sentences: int) -> list[str]:
-    """The benchmark's five sentences over and over, five a line; the last line may be shorter."""
+    """The benchmark's five sentences repeated, five per line; the last line may be shorter."""
     whole, rest = divmod(num_sentences, len(NOISE))
     lines = [" ".join(NOISE)] * whole
     return [*lines, " ".join(NOISE[:rest])] if rest else lines

@@ -112,17 +112,17 @@ def read_hotpotqa(path: str | Path) -> Corpus:
 
 
 def _field(path: Path, where: str, record: Any, name: str, kind: type) -> Any:
-    """A field of a record; ``ValueError`` naming file and place if it is not there."""
+    """A field of a record; raises ``ValueError`` naming file and place if it is missing."""
     if not isinstance(record, dict) or not isinstance(record.get(name), kind):
         raise ValueError(f"{path}: {where or 'the file'} has no {kind.__name__} {name!r}")
     return record[name]
 
 
 class QaDraft:
-    """One question; units are documents more than its own.
+    """One question; units are documents besides its own.
 
-    Documents are long, so that the beginning of one more fills what whole ones leave: its words are
-    the filler.
+    Documents are long, so the beginning of one more fills the space that whole ones leave: its
+    words are the filler.
     """
 
     has_filler = True
@@ -149,7 +149,7 @@ class QaDraft:
         self.most: int | None = max(0, len(self._order) - len(question.documents) - 1)
 
     def text(self, size: int, filler: int = 0) -> Text:
-        """The prompt with ``size`` documents more than the question's own."""
+        """The prompt with ``size`` documents besides the question's own."""
         count = len(self._question.documents) + size
         texts = {number: self._documents[number] for number in self._order[:count]}
         if filler and count < len(self._order):

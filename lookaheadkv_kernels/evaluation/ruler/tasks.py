@@ -1,4 +1,4 @@
-"""RULER's tasks as the runner knows them: samples made to a length, and their score."""
+"""RULER's tasks: samples made to a length, and their score."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class RulerTask(Task):
             ) from error
         filler = 0
         if draft.has_filler:
-            # More parts than any unit has: a unit more would not fit.
+            # More parts than any unit has, because another whole unit would not fit.
             filler = largest_fitting(
                 lambda filler: len(ids(size, filler)), limit, 0, 4 * draft.tokens_a_unit, 5
             )

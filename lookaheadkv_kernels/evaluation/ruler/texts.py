@@ -1,4 +1,4 @@
-"""What RULER's haystacks and keys are made of: an essay, and lists of words."""
+"""The material of RULER's haystacks and keys: an essay, and lists of words."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Essay:
     """Running text as words; a haystack is a stretch of it from the start of a sentence.
 
     Args:
-        name: where it is from.
+        name: its source.
         text: of at least ``LEAST_ESSAY_WORDS`` words and two sentences.
 
     Attributes:
@@ -46,7 +46,7 @@ class Essay:
         self.sha256 = hashlib.sha256(text.encode()).hexdigest()
 
     def stretch(self, start: int, count: int) -> list[str]:
-        """``count`` words from ``start`` on, over and over if the text ends."""
+        """``count`` words starting at ``start``; the text repeats if it ends."""
         words = self.words[start : start + count]
         while len(words) < count:
             words += self.words[: count - len(words)]
@@ -60,7 +60,7 @@ def ends_sentence(word: str) -> bool:
 
 @cache
 def builtin_essay() -> Essay:
-    """The prose of this machine that training never sees; machines differ in theirs.
+    """Prose installed on this machine that training never sees; it differs between machines.
 
     Raises:
         ValueError: there is too little.
@@ -70,7 +70,7 @@ def builtin_essay() -> Essay:
 
 
 def essay_file(path: str | Path) -> Essay:
-    """A text file of the user's.
+    """A text file that the user names.
 
     Raises:
         FileNotFoundError: there is none.
@@ -122,7 +122,7 @@ def wonderwords() -> WordLists:
 
 
 def more_words(words: WordLists, essay: Essay) -> list[str]:
-    """The list's words, then the essay's others, for lists longer than the former."""
+    """The list's words, followed by further words from the essay where the list is too short."""
     known = set(words.all_words)
     found = {word.lower().strip(".,;:!?\"'()") for word in essay.words}
     others = sorted(w for w in found - known if re.fullmatch(r"[a-z]{4,}", w))

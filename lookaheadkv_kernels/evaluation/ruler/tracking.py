@@ -37,7 +37,7 @@ class Chain:
         self.depths = sorted(rng.random() for _ in self.names)
 
     def text(self, num_sentences: int) -> Text:
-        """The question about that much noise."""
+        """The question about ``size`` sentences of noise."""
         statements = [f"VAR {self.names[0]} = {self.value}"]
         for before, name in zip(self.names, self.names[1:], strict=False):
             statements.append(f"VAR {name} = VAR {before} ")  # the space is the benchmark's
@@ -120,7 +120,7 @@ def _numbered(words: list[str]) -> str:
 class FweDraft:
     """Frequent coded words; rank k of the vocabulary comes size / (k^2 zeta(2)) times.
 
-    One size more can be several words more; dots, which do not count, fill what is left.
+    One more unit can add several words; dots, which do not count, fill the space that is left.
     """
 
     has_filler = True

@@ -2,6 +2,6 @@
 
 from .api import Eviction, LookaheadKV
 from .cache import EvictableCache
-from .runner import Prefilled
+from .prefiller import Prefilled
 
 __all__ = ["EvictableCache", "Eviction", "LookaheadKV", "Prefilled"]

@@ -16,19 +16,20 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ...lookahead import LookaheadModules, ModelShape, load_modules
-from ...policies.base import Budget, Policy, check_budget
+from ...policies.base import Policy
+from ...policies.budget import Budget, check_budget
 from ...policies.lookahead import LookaheadPolicy
 from .attention import attach
 from .cache import EvictableCache
 from .compat import cache_argument, decoder_layers
 from .patching import check_generate, replaced
+from .prefiller import ModelPrefiller, Prefilled
 from .prompt import make_prompt
-from .runner import Prefilled, Runner
 from .weights import find_modules
 
-# The model that a prefill is running itself: those passes are not prompts of a user.
+# The model that a prefill is running: its passes are not a user's prompts.
 _PREFILLING: ContextVar[Any] = ContextVar("lookaheadkv_prefilling", default=None)
-# What a prompt's forward may be given; anything else would be left out silently.
+# Arguments that a prompt's forward may get; any other would be ignored silently.
 PROMPT_ARGUMENTS = {
     "input_ids",
     "attention_mask",
@@ -44,12 +45,12 @@ class Eviction:
     """A transformers model whose prompt cache is cut by a policy.
 
     The model's classes and weights stay as they are. What changes is the name of its attention
-    implementation, which for every other cache calls the one it had; :meth:`detach` puts the name
-    back.
+    implementation, which for every other cache calls the one it had; :meth:`detach` restores the
+    name.
 
     Args:
-        model: a causal language model (Llama, Mistral, Qwen2, Qwen3 and their like).
-        policy: says which entries stay.
+        model: a causal language model (Llama, Mistral, Qwen2, Qwen3 and similar ones).
+        policy: chooses which entries stay.
         chunk: prefill in parts of so many tokens; None runs the prompt at once.
 
     Raises:
@@ -63,7 +64,7 @@ class Eviction:
         self.model = model
         self.policy = policy
         self._base_attention = attach(model)
-        self.runner = Runner(model, chunk)
+        self.runner = ModelPrefiller(model, chunk)
 
     def detach(self) -> None:
         """Give the model back its own attention implementation."""
@@ -111,7 +112,7 @@ class Eviction:
     def _prefill(
         self,
         budget: Budget,
-        cache: Any,
+        cache: object,
         attention_mask: Tensor | None,
         **tokens: Tensor | None,
     ) -> Prefilled:
@@ -126,14 +127,12 @@ class Eviction:
         prompt = make_prompt(attention_mask=attention_mask, cache=work, **tokens)
         token = _PREFILLING.set(self.model)
         try:
-            done: Prefilled = self.policy.prefill(self.runner, prompt, budget, work)
+            done = self.policy.prefill(self.runner, prompt, budget, work)
         finally:
             _PREFILLING.reset(token)
         if cache is not None:
-            cache.layers = done.cache.layers
+            cache.adopt(done.cache)
             done.cache = cache
-        done.cache.logits = done.logits
-        done.cache.choices = done.choices
         return done
 
     def generate(
@@ -147,8 +146,8 @@ class Eviction:
     ) -> Any:
         """``model.generate`` from a cut cache: sampling, beams, streamers and the rest.
 
-        Right-padded rows are turned into left-padded ones first, as ``generate`` wants them. Not
-        available are assisted generation and other kinds of cache.
+        Right-padded rows become left-padded first, as ``generate`` expects. Assisted generation
+        and other kinds of cache are not available.
 
         Args:
             input_ids: int64 [B, N]; with a cache of earlier turns the tokens of those too.
@@ -179,8 +178,8 @@ class Eviction:
         """Within the block every prompt that the model gets, in any thread, is cut to ``budget``.
 
         A prompt is any call with more than one new token, or with an empty cache, as ``generate``
-        makes them; it gets the logits of its last token alone. On the way out the model is as it
-        was.
+        makes them; only the logits of its last token are computed. Afterwards the model is as it
+        was before.
 
         Args:
             budget: see :meth:`prefill`.
@@ -198,7 +197,7 @@ class Eviction:
                 return plain(*args, **kwargs)
             if args:
                 raise TypeError("while eviction is on, pass every argument by keyword")
-            if "past_key_values" in kwargs:  # the old name is good for some releases more
+            if "past_key_values" in kwargs:  # transformers still accepts the old name
                 kwargs[name] = kwargs.pop("past_key_values")
             ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
             tokens = embeds if ids is None else ids
@@ -278,7 +277,7 @@ class LookaheadKV(Eviction):
             raise ValueError(
                 f"these lookahead modules are for {modules.config.model}, the model is {shape}"
             )
-        # Copied: `to` would change the caller's, who may go on training them in float32.
+        # Copied: `to` would change the caller's modules, which may still be trained in float32.
         modules = copy.deepcopy(modules).requires_grad_(False).to(model.device, model.dtype)
         super().__init__(model, LookaheadPolicy(modules, mode=mode), chunk=chunk)
 
@@ -299,7 +298,7 @@ class LookaheadKV(Eviction):
 
 
 def _ending_in(tensor: Tensor | None, end: Tensor | None) -> Tensor | None:
-    """[B, t, ...] whose last tokens are these."""
+    """``tensor`` [B, t, ...] with its last tokens replaced by ``end``."""
     if tensor is None or end is None:
         return None
     return torch.cat([tensor[:, : tensor.shape[1] - end.shape[1]], end.to(tensor)], dim=1)
@@ -312,7 +311,7 @@ def check_supported(model: Any) -> None:
         ValueError: sliding-window or other non-full attention layers, or an unknown structure.
     """
     if not isinstance(model, PreTrainedModel):
-        # Wrappers (PEFT, torch.compile) run another forward than the one that eviction replaces.
+        # Wrappers (PEFT, torch.compile) have a forward of their own, which eviction does not see.
         raise ValueError(f"{type(model).__name__} is not a transformers model")
     decoder_layers(model)
     config = model.config

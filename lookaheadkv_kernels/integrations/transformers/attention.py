@@ -1,7 +1,7 @@
 """The attention function and mask that transformers calls while eviction is attached.
 
-Both are registered under ``lookaheadkv_<base>``. For any other cache they hand on to the base
-implementation and its own mask, so that an attached model computes what it always did. For an
+Both are registered under ``lookaheadkv_<base>``. For any other cache they call the base
+implementation with its own mask, so that an attached model computes what it always did. For an
 :class:`~.cache.EvictableCache` the layer itself attends: it knows which entries it stores, which
 differs between layers and rows, so that no mask made once for all layers could be right.
 """
@@ -19,12 +19,12 @@ from .cache import LAYER_ATTRIBUTE
 from .masks import EvictableLength, StepMask
 
 PREFIX = "lookaheadkv_"
-# What some models hand to their attention, and eviction would silently leave out.
+# Options that some models pass to their attention, and that eviction would silently ignore.
 OTHER_ATTENTION = ("sliding_window", "softcap", "s_aux")
 
 
 def register(base: str) -> str:
-    """Make attention over ``base`` known to transformers; returns its name.
+    """Register our attention over ``base`` with transformers; returns its name.
 
     Raises:
         ValueError: transformers knows no mask for ``base``.
@@ -85,7 +85,7 @@ def _base_attention(base: str, module: Any) -> Any:
 
 
 def attach(model: Any) -> str:
-    """Put our attention over the model's own; returns the name of the latter, to put it back."""
+    """Put our attention over the model's own; returns the own one's name, to restore it later."""
     base: str = model.config._attn_implementation.removeprefix(PREFIX)
     model.set_attn_implementation(register(base))
     return base

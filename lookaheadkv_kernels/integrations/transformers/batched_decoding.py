@@ -20,20 +20,20 @@ from .layer_attention import Attended
 
 
 class _Group:
-    """Rows of a layer that store equally many entries, with room behind them for what comes."""
+    """Rows of a layer that store equally many entries, with space behind them for new tokens."""
 
-    def __init__(self, rows: list[int], layers: Sequence[EvictableLayer], room: int) -> None:
+    def __init__(self, rows: list[int], layers: Sequence[EvictableLayer], space: int) -> None:
         parts = [layer.dense() for layer in layers]
         self.rows = rows
         self.stored = parts[0][0].shape[2]
-        self.keys = torch.cat([F.pad(key, (0, 0, 0, room)) for key, _, _ in parts])
-        self.values = torch.cat([F.pad(value, (0, 0, 0, room)) for _, value, _ in parts])
+        self.keys = torch.cat([F.pad(key, (0, 0, 0, space)) for key, _, _ in parts])
+        self.values = torch.cat([F.pad(value, (0, 0, 0, space)) for _, value, _ in parts])
         full = torch.cat([full for _, _, full in parts])
-        self.full = None if bool(full.all()) else F.pad(full, (0, room), value=True)[:, :, None]
+        self.full = None if bool(full.all()) else F.pad(full, (0, space), value=True)[:, :, None]
         self.places = torch.tensor(rows, device=self.keys.device)  # in the batch
 
     def only(self, rows: Sequence[int], device: torch.device) -> bool:
-        """Forget all other rows; whether any is left."""
+        """Forget all other rows; returns whether any row of this group is left."""
         inside = [place for place, row in enumerate(self.rows) if row in rows]
         if not inside:
             return False
@@ -46,7 +46,7 @@ class _Group:
         return True
 
     def append(self, key: Tensor, value: Tensor) -> None:
-        """A token of every row: [R, Hkv, D] each, of the whole batch."""
+        """Append one token per row, given as [R, Hkv, D] for the whole batch."""
         self.keys[:, :, self.stored] = key[self.places]
         self.values[:, :, self.stored] = value[self.places]
         self.stored += 1
@@ -63,9 +63,9 @@ class _Group:
 
 
 class _GroupedLayer(EvictableLayer):
-    """One layer of all rows, by groups."""
+    """One layer of all rows, which it holds in groups of equal length."""
 
-    def __init__(self, layers: Sequence[EvictableLayer], room: int) -> None:
+    def __init__(self, layers: Sequence[EvictableLayer], space: int) -> None:
         super().__init__()
         self.lazy_initialization(layers[0].keys, layers[0].values)
         self.cumulative_length = max(layer.get_seq_length() for layer in layers)
@@ -73,12 +73,12 @@ class _GroupedLayer(EvictableLayer):
         for row, layer in enumerate(layers):
             by_length.setdefault(layer.positions().shape[2], []).append(row)
         self.groups = [
-            _Group(rows, [layers[row] for row in rows], room) for rows in by_length.values()
+            _Group(rows, [layers[row] for row in rows], space) for rows in by_length.values()
         ]
 
     @property
     def stored_length(self) -> int:
-        """Of the longest group."""
+        """Slots per head of the longest group."""
         return max(group.stored for group in self.groups)
 
     def only(self, rows: Sequence[int]) -> None:
@@ -88,7 +88,7 @@ class _GroupedLayer(EvictableLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Append a token of every row; what is stored stays here."""
+        """Append one token per row; returns the new entries, since the groups hold the rest."""
         self.cumulative_length += 1
         for group in self.groups:
             group.append(key_states[:, :, 0], value_states[:, :, 0])
@@ -104,22 +104,22 @@ class _GroupedLayer(EvictableLayer):
         return Attended(out.view(rows, 1, heads, dim), None)
 
 
-class TogetherCache(EvictableCache):
-    """Caches of one row each as a batch; they stay as they are.
+class BatchedCache(EvictableCache):
+    """Caches of one row each as one batch; the caches themselves do not change.
 
     Args:
         caches: one row each, of the same model.
-        room: tokens that will be decoded at most.
+        space: most tokens that will be decoded.
 
     Attributes:
         rows: which of the caches the rows of the batch are.
     """
 
-    def __init__(self, caches: Sequence[EvictableCache], room: int) -> None:
+    def __init__(self, caches: Sequence[EvictableCache], space: int) -> None:
         super().__init__()
         self.rows = list(range(len(caches)))
         self.layers = [
-            _GroupedLayer(layers, room)
+            _GroupedLayer(layers, space)
             for layers in zip(*(cache.layers for cache in caches), strict=True)
         ]
         self.only(self.rows)
@@ -140,7 +140,7 @@ def decode_together(
     *,
     observer: Observer | None = None,
 ) -> list[list[int]]:
-    """The greedy answer from each cache, its end token included; the caches stay as they are.
+    """The greedy answer from each cache, its end token included; the caches do not change.
 
     A row leaves the batch as soon as its answer has ended.
 
@@ -155,8 +155,7 @@ def decode_together(
     ends = end_tokens(model)
     answers = [[token] for token in logits.argmax(dim=-1).tolist()]
     starts = [int(cache.layers[0].row_lengths()[0]) for cache in caches]
-    batch = TogetherCache(caches, max_tokens)
-    batch.observer = observer
+    batch = BatchedCache(caches, max_tokens)
     rows = batch.rows
 
     def ended(row: int) -> bool:
@@ -169,17 +168,18 @@ def decode_together(
             return answers
         if rows != batch.rows:
             batch.only(rows)
-        out = model(
-            torch.tensor([answers[row][-1:] for row in rows], device=model.device),
-            position_ids=torch.tensor(
-                [[starts[row] + len(answers[row]) - 1] for row in rows], device=model.device
-            ),
-            **{cache_argument(model): batch},
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        told = out.logits[:, -1].argmax(dim=-1).tolist()
-        going = [(row, token) for row, token in zip(rows, told, strict=True) if not ended(row)]
+        with batch.watched(observer):
+            out = model(
+                torch.tensor([answers[row][-1:] for row in rows], device=model.device),
+                position_ids=torch.tensor(
+                    [[starts[row] + len(answers[row]) - 1] for row in rows], device=model.device
+                ),
+                **{cache_argument(model): batch},
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        predicted = out.logits[:, -1].argmax(dim=-1).tolist()
+        going = [(row, token) for row, token in zip(rows, predicted, strict=True) if not ended(row)]
         for row, token in going:
             answers[row].append(token)
         rows = [row for row, _ in going]

@@ -6,28 +6,51 @@ logical length. Layers may hold different numbers of entries.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from .growing import Room
+from .growing import GrowingBuffers
 from .layer_attention import Attended, attend_newest
 from .masks import EvictableLength
 
 # `update` returns the keys that the model hands to the attention function; this attribute tells the
-# function which layer of which cache they are. It sits on a fresh view, which dies with the call:
-# on the stored tensor itself it would be a reference cycle that keeps evicted memory alive.
+# function which layer of which cache they belong to. It is set on a fresh view, which dies with the
+# call: on the stored tensor itself it would be a reference cycle that keeps evicted memory alive.
 LAYER_ATTRIBUTE = "lookaheadkv_place"
 
 
-class Observer(Protocol):
-    """Sees each layer's queries right after its attention, and may cut that layer's entries."""
+@dataclass(frozen=True)
+class LayerRows:
+    """The newest rows of one layer, right after their attention."""
 
-    def __call__(self, cache: EvictableCache, index: int, query: Tensor, scale: float) -> None:
-        """``query`` [B, Hq, q, D] are the post-RoPE queries of the layer's newest q entries."""
+    cache: EvictableCache
+    index: int  # of the layer
+    query: Tensor  # [B, Hq, q, D], post-RoPE, of the newest q entries
+    scale: float  # of the logits
+    lse: Tensor | None = None  # [B, Hq, q] float32 of the logits; None if attention gave none
+
+    @property
+    def layer(self) -> EvictableLayer:
+        """The layer, which holds the rows' own entries."""
+        return self.cache.layers[self.index]
+
+
+# Called once per layer and forward pass; it may cut the layer's entries.
+Observer = Callable[[LayerRows], None]
+
+
+class Choice(NamedTuple):
+    """What one layer's eviction chose, and why."""
+
+    positions: Tensor  # [B, Hkv, K] int32, in the row's text; -1 in empty slots
+    scores: Tensor | None  # [B, Hkv, N], one per entry before the cut, if the policy scores
 
 
 class EvictableLayer(CacheLayerMixin):
@@ -49,7 +72,7 @@ class EvictableLayer(CacheLayerMixin):
         self.kept_positions: Tensor | None = None
         self.kept_seen: Tensor | None = None
         self.cumulative_length = 0
-        self._room: Room | None = None
+        self._buffers: GrowingBuffers | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take dtype and device from the first entries."""
@@ -66,21 +89,21 @@ class EvictableLayer(CacheLayerMixin):
         self.cumulative_length += key_states.shape[-2]
         if self.keys.shape[-2] == 0:
             self.keys, self.values = key_states, value_states
-        elif torch.is_grad_enabled():  # what backward may still need is not written to
+        elif torch.is_grad_enabled():  # backward may still need the old tensors unchanged
             self._replace(
                 torch.cat([self.keys, key_states], dim=-2),
                 torch.cat([self.values, value_states], dim=-2),
             )
         else:
             coming = key_states.shape[-2]
-            if self._room is None or not self._room.takes(self.keys, coming):
-                self._room = Room(self.keys, self.values, coming)
-            self.keys, self.values = self._room.append(key_states, value_states)
+            if self._buffers is None or not self._buffers.takes(self.keys, coming):
+                self._buffers = GrowingBuffers(self.keys, self.values, coming)
+            self.keys, self.values = self._buffers.append(key_states, value_states)
         return self.keys[:], self.values[:]
 
     def _replace(self, keys: Tensor, values: Tensor) -> None:
-        """Other entries, in memory of their own; what they had is let go of."""
-        self.keys, self.values, self._room = keys, values, None
+        """Store other entries, which own their memory, and release the buffers of the old ones."""
+        self.keys, self.values, self._buffers = keys, values, None
 
     def extend_valid(self, padding: Tensor | None, num_new: int) -> None:
         """Note which of the ``num_new`` newest entries are real (bool [B, q]; None: all)."""
@@ -95,9 +118,9 @@ class EvictableLayer(CacheLayerMixin):
         self.valid = torch.cat([self.valid, new.to(self.valid.device)], dim=1)
 
     def hide(self, seen: Tensor) -> None:
-        """Make padding of what came since the last eviction where ``seen`` (bool [B, t]) is false.
+        """Turn entries since the last eviction into padding where ``seen`` (bool [B, t]) is false.
 
-        Rows that ended before the others have such tokens.
+        A row that ended before the others has such tokens.
         """
         tail = self.stored_length - (
             0 if self.kept_positions is None else self.kept_positions.shape[2]
@@ -125,16 +148,6 @@ class EvictableLayer(CacheLayerMixin):
         self._replace(key, value)
         self.valid = valid
         self.kept_positions = positions
-
-    def drop_newest(self, count: int) -> None:
-        """Forget the ``count`` newest entries as if they had never been there."""
-        if count == 0:
-            return
-        stored = self.keys.shape[2] - count
-        # Cloned: a view would keep the dropped entries' memory.
-        self._replace(self.keys[:, :, :stored].clone(), self.values[:, :, :stored].clone())
-        self.valid = None if self.valid is None else self.valid[:, :stored]
-        self.cumulative_length -= count
 
     def row_lengths(self) -> Tensor:
         """Real tokens each row has seen: int64 [B]."""
@@ -188,12 +201,12 @@ class EvictableLayer(CacheLayerMixin):
         """Always an error: what was evicted cannot come back (assisted generation needs that)."""
         raise NotImplementedError("an evictable cache cannot be cropped")
 
-    def _per_row(self, change: Any) -> None:
+    def _per_row(self, change: Callable[[Tensor], Tensor]) -> None:
         for name in ("keys", "values", "valid", "kept_positions", "kept_seen"):
             tensor = getattr(self, name)
             if tensor is not None:
                 setattr(self, name, change(tensor))
-        self._room = None
+        self._buffers = None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Rows in another order (beam search)."""
@@ -208,7 +221,7 @@ class EvictableLayer(CacheLayerMixin):
         self._per_row(lambda tensor: tensor.index_select(0, indices.to(tensor.device)))
 
     def fork(self) -> EvictableLayer:
-        """A layer that goes on by itself: stored entries never change, so it shares them."""
+        """An independent copy; it shares the stored entries, because those never change."""
         other = type(self).__new__(type(self))
         other.__dict__.update(self.__dict__)
         return other
@@ -218,19 +231,20 @@ class EvictableCache(Cache):
     """Evictable layers, made as the model runs, and the observer that watches them.
 
     Attributes:
-        logits: [B, vocabulary] of the last token of the last prompt, before anything was evicted.
-        choices: what the last eviction chose, if the runner records it.
-        lse: float32 [B, Hq, q], log-sum-exp of the logits of the queries that the observer sees,
-            while it sees them; None where the attention did not give it.
+        logits: [B, vocabulary] of the last token of the last prompt, before anything was evicted;
+            None before a prefill.
+        choices: what each layer's last eviction chose; empty unless the runner records it.
     """
+
+    layers: list[EvictableLayer]
+    logits: Tensor | None
+    choices: list[Choice]
+    _pending: int | None  # layer that got entries and has not attended yet
 
     def __init__(self) -> None:
         super().__init__(layers=[])
-        self.observer: Observer | None = None
-        self.logits: Tensor | None = None
-        self.choices: list[Any] = []
-        self.lse: Tensor | None = None
-        self._pending: int | None = None  # layer that got entries and has not attended yet
+        self._observer: Observer | None = None
+        self.reset()
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -266,18 +280,29 @@ class EvictableCache(Cache):
         layer = self.layers[index]
         layer.extend_valid(padding, query.shape[2])
         out, lse = layer.attend(module, query, key, value)
-        if self.observer is not None:
-            self.lse = lse
-            self.observer(self, index, query, module.scaling)
-            self.lse = None
+        if self._observer is not None:
+            self._observer(LayerRows(self, index, query, module.scaling, lse))
         return out
+
+    @contextmanager
+    def watched(self, observer: Observer | None) -> Iterator[None]:
+        """Within the block ``observer`` sees every layer's attention; None: nobody does."""
+        before, self._observer = self._observer, observer
+        try:
+            yield
+        finally:
+            self._observer = before
 
     def fork(self) -> EvictableCache:
         """A second cache that starts as this one is now."""
         other = EvictableCache()
+        other.adopt(self)
         other.layers = [layer.fork() for layer in self.layers]
-        other.logits, other.choices = self.logits, self.choices
         return other
+
+    def adopt(self, other: EvictableCache) -> None:
+        """Become what ``other`` is, which is given up."""
+        self.layers, self.logits, self.choices = other.layers, other.logits, other.choices
 
     def get_mask_sizes(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """(slots the next step attends to, offset), marked as those of an evictable cache."""
@@ -285,8 +310,10 @@ class EvictableCache(Cache):
         return EvictableLength(length), offset
 
     def reset(self) -> None:
-        """Empty again."""
-        self.__init__()  # type: ignore[misc]
+        """Forget all entries, and what a prefill left beside them."""
+        self.layers = []
+        self.logits, self.choices = None, []
+        self._pending = None
 
     def hide(self, seen: Tensor) -> None:
         """See :meth:`EvictableLayer.hide`."""

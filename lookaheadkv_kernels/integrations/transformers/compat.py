@@ -27,7 +27,11 @@ def decoder_layers(model: Any) -> Any:
 
 
 def linear(layer: Any, name: str) -> Any:
-    """One of a decoder layer's linear maps by its last name, e.g. ``q_proj`` or ``up_proj``."""
+    """One of a decoder layer's linear maps by its attribute name, e.g. ``q_proj``.
+
+    Raises:
+        ValueError: the layer has no such map.
+    """
     for part in (layer.self_attn, layer.mlp):
         if hasattr(part, name):
             return getattr(part, name)

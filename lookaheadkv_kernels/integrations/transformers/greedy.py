@@ -1,4 +1,4 @@
-"""Tokens behind an evictable cache of one row: read, or written greedily."""
+"""Reads tokens into an evictable cache of one row, or writes them greedily."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def next_logits(
         model: with our attention attached.
         ids: tokens.
         cache: grows by them.
-        position: of the first one; behind all that the cache has seen when None.
+        position: of the first one; None: right behind everything that the cache has seen.
     """
     tokens = torch.tensor([list(ids)], device=model.device)
     positions = None
@@ -58,23 +58,23 @@ def greedy_answer(
 
     Args:
         model: with our attention attached.
-        cache: what is answered from.
+        cache: holds the prompt.
         logits: [vocabulary], of the first token.
         max_tokens: longest answer.
-        position: of the first token; behind all that the cache has seen when None.
+        position: of the first token; None: right behind everything that the cache has seen.
         observer: sees the queries of every token; with one the last token is fed too, though
             nothing follows it.
     """
     ends = end_tokens(model)
     cache = cache.fork()
-    cache.observer = observer
     answer = [int(logits.argmax())]
     while True:
         last = len(answer) == max_tokens or answer[-1] in ends
         if last and observer is None:
             return answer
         place = None if position is None else position + len(answer) - 1
-        logits = next_logits(model, answer[-1:], cache, place)
+        with cache.watched(observer):
+            logits = next_logits(model, answer[-1:], cache, place)
         if last:
             return answer
         answer.append(int(logits.argmax()))

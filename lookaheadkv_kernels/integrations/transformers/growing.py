@@ -1,24 +1,24 @@
-"""Memory for a layer's entries with space for more, so that a token is appended without a copy."""
+"""Over-allocated K and V buffers, so that appending a token does not copy the cache."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# Entries of space: a few, and a share of what is stored, which makes the copies of a growing cache
-# a constant per token.
+# Spare entries: a few, and a share of what is stored, so that a growing cache copies a constant
+# number of entries per token.
 LEAST_SPACE = 32
 SPACE_SHARE = 16
 
 
-class Room:
+class GrowingBuffers:
     """Keys and values of one layer, and space behind them.
 
-    Forks of a cache share a room. Slot s is written once, by the append that raises ``used`` past
-    it; a layer reads only slots below its own length, all of which were written before it had that
-    length. Of two forks the first to append takes the space; the other's length is then no longer
-    ``used``, and it moves to a room of its own. Forks that append in several threads at once must
-    take turns, as the model does.
+    Forks of a cache share their buffers. Slot s is written once, by the append that raises ``used``
+    past it; a layer reads only slots below its own length, all of which were written before it had
+    that length. Of two forks the first to append takes the space; the other's length is then no
+    longer ``used``, and it moves to buffers of its own. Forks that append in several threads at
+    once must take turns, as the model does.
 
     Args:
         key: [B, Hkv, S, D], copied.
@@ -42,7 +42,7 @@ class Room:
             and key.shape[:2] == self._key.shape[:2]
             and key.shape[2] == self.used
             and self.used + coming <= self._key.shape[2]
-            # What inference mode made may not be written outside of it.
+            # A tensor made in inference mode may not be written outside of it.
             and self._key.is_inference() == torch.is_inference_mode_enabled()
         )
 

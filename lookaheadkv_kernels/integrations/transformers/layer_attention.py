@@ -1,4 +1,4 @@
-"""Attention of a layer's newest rows, by the project's kernels where they are the faster ones."""
+"""Attention of a layer's newest rows, by the project's kernels where those are faster."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ MAX_HEAD_DIM = 256
 
 
 class Attended(NamedTuple):
-    """What attention gives."""
+    """The output of attention."""
 
     out: Tensor  # [B, q, Hq, D]
     lse: Tensor | None  # [B, Hq, q] float32, where the kernel has it
 
 
 def served(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether the project's CPU kernels take these, and no gradient is asked of them."""
+    """Whether the project's CPU kernels take these tensors; they give no gradient."""
     dim = query.shape[3]
     differentiable = torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in (query, key, value)
@@ -55,8 +55,8 @@ def attend_newest(
         module: the model's attention; has ``scaling``.
         query: of the newest tokens.
         key: of all tokens.
-        value: like key.
-        valid: which entries are real; None when all are.
+        value: of all tokens.
+        valid: which entries are real; None: all are.
     """
     rows, stored = query.shape[2], key.shape[2]
     if valid is None and served(query, key, value):

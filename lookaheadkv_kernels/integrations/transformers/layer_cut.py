@@ -1,123 +1,118 @@
-"""Cuts one layer of a cache as a policy says; padding and empty slots are dealt with here."""
+"""Cuts one layer of a cache as a policy says, and takes care of padding and empty slots."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...policies.base import Budget, Kept, LayerCall, Policy, budget_of
-from .cache import EvictableCache
+from ...policies.base import Kept, LayerCall, Policy, Watcher
+from ...policies.budget import Budget, budget_of
+from .cache import LayerRows
 from .ragged import RaggedLayer
 from .rows import padded
 
 
-def evict_layer(
-    cache: EvictableCache,
-    index: int,
-    query: Tensor,  # [B, Hq, q, D], of the newest q entries
-    scale: float,
-    policy: Policy,
-    budget: Budget,
-    *,
-    num_layers: int,
-    seen: list[int],
-    new: list[int],
-    num_lookahead: int = 0,
-    state: Any = None,
-    lse: Tensor | None = None,  # [B, Hq, q]
-) -> Kept:
-    """Let ``policy`` choose, and put what stays into the layer.
+class Cut(NamedTuple):
+    """What an eviction has in common for all layers of a cache.
+
+    The cache holds the prompt, and behind it ``num_dropped`` entries of a draft or of lookahead
+    rows, which no layer keeps.
+    """
+
+    policy: Policy
+    budget: Budget  # as the user gave it
+    num_layers: int
+    seen: Sequence[int]  # tokens of each row's text so far, for budgets that are ratios
+    new: Sequence[int] = ()  # real prompt tokens among each row's queries; for padded batches
+    num_draft: int = 0  # newest queries of tokens behind the prompt
+    num_dropped: int = 0
+    watcher: Watcher | None = None  # has seen the whole prompt for the policy
+
+    def room(self, index: int, row: int, num_prompt: int) -> int:
+        """Entries that layer ``index`` keeps of the ``num_prompt`` stored ones of a row."""
+        count = budget_of(self.budget, index, self.seen[row])
+        return self.policy.layer_budget(count, index, self.num_layers, num_prompt)
+
+
+def evict_layer(cut: Cut, rows: LayerRows) -> Kept:
+    """Let the policy choose, and put what it keeps into the layer.
 
     Args:
-        cache: the cache; its layer ``index`` holds the prompt and ``num_lookahead`` rows behind it.
-        index: of the layer.
-        query: newest queries, those of the lookahead rows included.
-        scale: of the logits.
-        policy: who chooses.
-        budget: as the user gave it.
-        num_layers: of the model.
-        seen: tokens of each row's text so far, for budgets that are ratios.
-        new: real tokens among each row's queries.
-        num_lookahead: newest entries that are lookahead tokens.
-        state: the policy's state of this prefill.
-        lse: log-sum-exp of the queries' logits, where their attention gave it.
+        cut: the eviction.
+        rows: the layer, and the queries of its newest tokens, those behind the prompt included.
+
+    Raises:
+        RuntimeError: the budget cannot hold what the policy pins.
     """
-    layer = cache.layers[index]
-    assert lse is None or layer.valid is None  # attention with padding gives none
-    positions = layer.positions()[:, :, : layer.stored_length - num_lookahead]
-
-    def call(
-        row: int | None, skip: int, query: Tensor, tokens: int, leftpad_k: Tensor | None
-    ) -> Kept:
-        """One row without its first ``skip`` entries, or all rows."""
-        rows = slice(None) if row is None else slice(row, row + 1)
-        amount = budget_of(budget, index, tokens)
-        stored = layer.stored_length - num_lookahead - skip
-        return policy.evict(
-            LayerCall(
-                index,
-                num_layers,
-                query,
-                key[rows, :, skip:],
-                value[rows, :, skip:],
-                policy.layer_budget(amount, index, num_layers, stored),
-                scale,
-                leftpad_k,
-                state,
-                row,
-                lse,
-            )
-        )
-
+    layer = rows.layer
+    assert rows.lse is None or layer.valid is None  # attention with padding gives none
+    stored = layer.stored_length - cut.num_dropped
+    positions = layer.positions()[:, :, :stored]
+    call = LayerCall(
+        rows.index,
+        cut.num_layers,
+        rows.query,
+        layer.keys,
+        layer.values,
+        cut.room(rows.index, 0, stored),
+        rows.scale,
+        lse=rows.lse,
+        num_draft=cut.num_draft,
+        num_dropped=cut.num_dropped,
+        watcher=cut.watcher,
+    )
+    valid = None
     if layer.valid is None:
-        key, value = layer.keys, layer.values
-        kept = call(None, 0, query, seen[0], None)
-        valid = None
+        kept = cut.policy.evict(call)
     else:
-        order, leftpad = _left_padded(layer.valid, num_lookahead)
-        key, value = layer.keys, layer.values
+        order, leftpad = _left_padded(layer.valid, cut.num_dropped)
         if order is not None:
-            prompt = order[:, None, : positions.shape[2]]
-            positions = positions.gather(2, prompt.expand_as(positions))
-            where = order[:, None, :, None].expand_as(key)
-            key, value = key.gather(2, where), value.gather(2, where)
-        if policy.handles_padding and (isinstance(budget, int) or len(set(seen)) == 1):
-            kept = call(None, 0, query, seen[0], leftpad)
-        else:
-            kept = _joined(
-                [
-                    _shifted(
-                        call(
-                            row,
-                            skip,
-                            query[row : row + 1, :, query.shape[2] - new[row] - num_lookahead :],
-                            seen[row],
-                            None,
-                        ),
-                        skip,
-                    )
-                    for row, skip in enumerate(leftpad.tolist())
-                ]
-            )
+            positions = positions.gather(2, order[:, None, :stored].expand_as(positions))
+            where = order[:, None, :, None].expand_as(call.key)
+            call = call._replace(key=call.key.gather(2, where), value=call.value.gather(2, where))
+        kept = _evict_padded(cut, call, leftpad)
         real = kept.indices[:, 0] >= 0
         valid = None if bool(real.all()) else real
     empty = kept.indices < 0
     where = kept.indices.clamp(min=0).to(torch.int64)
     kept_positions = positions.gather(2, where).masked_fill(empty, -1)
-    if policy.ragged:
-        cache.layers[index] = RaggedLayer.replacing(
-            layer, kept.key, kept.value, kept_positions, num_lookahead
+    if cut.policy.ragged:
+        rows.cache.layers[rows.index] = RaggedLayer.replacing(
+            layer, kept.key, kept.value, kept_positions, cut.num_dropped
         )
     else:
-        layer.keep(kept.key, kept.value, kept_positions, valid, num_lookahead)
+        layer.keep(kept.key, kept.value, kept_positions, valid, cut.num_dropped)
     return kept
 
 
-def _left_padded(valid: Tensor, num_lookahead: int) -> tuple[Tensor | None, Tensor]:
+def _evict_padded(cut: Cut, call: LayerCall, leftpad: Tensor) -> Kept:
+    """All rows of a left-padded batch at once if the policy can, or one by one without padding."""
+    one_budget = isinstance(cut.budget, int) or len(set(cut.seen)) == 1
+    if cut.policy.handles_padding and one_budget:
+        return cut.policy.evict(call._replace(leftpad_k=leftpad))
+    parts = []
+    for row, skip in enumerate(leftpad.tolist()):
+        one = slice(row, row + 1)
+        first = call.query.shape[2] - cut.new[row] - cut.num_draft
+        kept = cut.policy.evict(
+            call._replace(
+                query=call.query[one, :, first:],
+                key=call.key[one, :, skip:],
+                value=call.value[one, :, skip:],
+                budget=cut.room(call.layer, row, call.num_prompt - skip),
+                row=row,
+            )
+        )
+        parts.append(_shifted(kept, skip))
+    return _joined(parts)
+
+
+def _left_padded(valid: Tensor, num_dropped: int) -> tuple[Tensor | None, Tensor]:
     """(order [B, S] that moves every hole of a row to its front, or None; holes, int32 [B])."""
-    prompt = valid[:, : valid.shape[1] - num_lookahead]
+    prompt = valid[:, : valid.shape[1] - num_dropped]
     leftpad = (~prompt).sum(dim=1).to(torch.int32)
     if bool((prompt[:, 1:] >= prompt[:, :-1]).all()):
         return None, leftpad
@@ -125,7 +120,7 @@ def _left_padded(valid: Tensor, num_lookahead: int) -> tuple[Tensor | None, Tens
 
 
 def _shifted(kept: Kept, skip: int) -> Kept:
-    """Indices counted from the front of the unpadded row -> from the front of the padded one."""
+    """Turn indices into the unpadded row into indices into the padded one."""
     return kept._replace(indices=torch.where(kept.indices < 0, -1, kept.indices + skip))
 
 

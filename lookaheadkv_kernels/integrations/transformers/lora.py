@@ -17,8 +17,8 @@ from .compat import decoder_layers, linear
 def lora_on_last_rows(model: nn.Module, modules: LookaheadModules) -> Iterator[None]:
     """Within the block every forward treats its last ``num_lookahead`` rows as lookahead tokens.
 
-    Their rows of each linear map's output [B, S, out] get the LoRA's on top; all others are the
-    base model's own.
+    The LoRA's output is added to their rows of each linear map's output [B, S, out]; all other
+    rows are the base model's own.
     """
     with ExitStack() as stack:
         for index, layer in enumerate(decoder_layers(model)):

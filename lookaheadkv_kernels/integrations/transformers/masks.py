@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 class EvictableLength(int):
-    """A length that an evictable cache gave: transformers hands it to the mask function as it is.
+    """A length that marks an evictable cache.
 
-    Whoever makes the mask sees by it for which kind of cache.
+    transformers passes it to the mask function unchanged, which recognises the cache by it.
     """
 
 
 class StepMask:
-    """What an evictable cache needs to know of one forward pass: which new tokens are padding."""
+    """Takes the place of a mask for an evictable cache: which new tokens of a pass are padding."""
 
     def __init__(self, padding: Tensor | None, num_new: int) -> None:
         self._padding = padding  # [B, at least the new tokens] bool
@@ -26,8 +26,8 @@ class StepMask:
     def padding(self) -> Tensor | None:
         """Which of this pass's tokens are real, bool [B, q]; None when all are.
 
-        A single token behind others is one that the model has just made: real, and no reason to
-        wait for the device.
+        A single token behind others was just written by the model, so it is real; checking would
+        only wait for the device.
         """
         padding = self._padding
         if padding is None or (self._num_new == 1 and padding.shape[1] > 1):
@@ -41,8 +41,8 @@ def bottom_right_mask(
 ) -> Tensor | None:
     """Which keys the last ``num_rows`` tokens see: bool [1 or B, 1, q, S]; None for all of them.
 
-    Causal among themselves. A padding row sees itself, lest its softmax be empty; nothing that is
-    real ever sees a padding key.
+    They are causal among themselves. A padding row sees itself, so that its softmax is not empty;
+    no real row ever sees a padding key.
     """
     if num_rows == 1 and valid is None:
         return None

@@ -1,4 +1,4 @@
-"""A block within which a model's methods are others, and what `generate` cannot do there."""
+"""Temporarily replaces methods of a model, and lists `generate` options that eviction refuses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _THREAD = "lookaheadkv_thread"
 
 _NO_CROP = "assisted generation takes tokens back, which an evicted cache cannot"
 
-# Options of `generate`: the values that eviction can serve, and what to do about all others.
+# Options of `generate`: the values that eviction can serve, and why it refuses all others.
 SERVED: dict[str, tuple[tuple[Any, ...], str]] = {
     "use_cache": ((True,), "without a cache there is nothing to evict"),
     "prefill_chunk_size": ((), "every chunk would be a prompt; attach with chunk= instead"),
@@ -24,7 +24,7 @@ SERVED: dict[str, tuple[tuple[Any, ...], str]] = {
 
 
 def check_generate(model: Any, generation_config: Any = None, **options: Any) -> None:
-    """Refuse what ``model.generate`` would do around eviction rather than with it.
+    """Refuse options of ``model.generate`` that would bypass eviction.
 
     Raises:
         ValueError: an option has a value that eviction cannot serve.
@@ -40,11 +40,11 @@ def check_generate(model: Any, generation_config: Any = None, **options: Any) ->
 
 @contextmanager
 def replaced(model: Any, **methods: Callable[..., Any]) -> Iterator[None]:
-    """Within the block ``model`` has these methods, for all threads; then its own again.
+    """Within the block ``model`` has these methods, for all threads; afterwards its own again.
 
     Raises:
-        RuntimeError: another thread is in such a block of the same model: whichever ended first
-            would take the other's methods away.
+        RuntimeError: another thread is in such a block of the same model: the first to leave
+            would remove the other's methods.
     """
     thread = threading.get_ident()
     own = {name: model.__dict__[name] for name in methods if name in model.__dict__}

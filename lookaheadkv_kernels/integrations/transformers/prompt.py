@@ -15,9 +15,9 @@ class Prompt:
     """New tokens of every row, real ones last.
 
     Attributes:
-        input_ids: int64 [B, N]; None where embeddings are given.
-        inputs_embeds: [B, N, hidden]; None where ids are given.
-        mask: bool [B, N], true at real tokens; None where all are.
+        input_ids: int64 [B, N]; None if embeddings are given.
+        inputs_embeds: [B, N, hidden]; None if ids are given.
+        mask: bool [B, N], true at real tokens; None if all are real.
         position_ids: int64 [B, N].
     """
 
@@ -69,7 +69,7 @@ def make_prompt(
         attention_mask: [B, N] for the new tokens, or [B, past + N]; 0 is padding.
         inputs_embeds: [B, N, hidden] in place of ``input_ids``.
         position_ids: int64 [B, N]; counted from the mask and the cache when None.
-        cache: where the tokens will go; it heeds what the mask says of the ``past`` tokens there.
+        cache: where the tokens will go; the mask's first ``past`` columns are applied to it.
 
     Raises:
         ValueError: both or neither of ids and embeddings; a mask of another shape; padding between

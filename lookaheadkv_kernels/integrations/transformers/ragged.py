@@ -1,7 +1,8 @@
-"""A layer whose KV heads keep different numbers of entries, in memory too."""
+"""A layer whose KV heads keep different numbers of entries and allocate memory for those alone."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from .masks import bottom_right_mask
 
 
 class RaggedLayer(EvictableLayer):
-    """Kept entries of all heads one after the other, and the tokens decoded since, which are dense.
+    """Stores the kept entries of all heads in one flat buffer, and later tokens densely behind it.
 
     Head h of row b holds entries ``offsets[b * Hkv + h]`` to ``offsets[b * Hkv + h + 1]`` of the
     flat buffers, in position order. It decodes like any other layer and does not evict again.
@@ -43,7 +44,7 @@ class RaggedLayer(EvictableLayer):
         full = positions >= 0
         ragged.flat_keys, ragged.flat_values = key[full], value[full]
         ragged._count_offsets(positions)
-        # Not a view, which would hold on to the memory that has just been saved.
+        # Not a view: it would keep the memory alive that eviction has just freed.
         shape = [*key.shape[:2], 0, key.shape[3]]
         ragged.lazy_initialization(key.new_empty(shape), value.new_empty(shape))
         ragged.kept_positions = positions
@@ -89,7 +90,7 @@ class RaggedLayer(EvictableLayer):
         return Attended(out, None)
 
     def keep(self, *args: Any, **kwargs: Any) -> None:
-        """Always an error: what has to be chosen a second time is refused before it is run."""
+        """Always an error: a second cut of a ragged cache is refused before the prompt is run."""
         raise NotImplementedError("a ragged layer cannot be cut again")
 
     def row_lengths(self) -> Tensor:
@@ -126,7 +127,7 @@ class RaggedLayer(EvictableLayer):
         """Bytes of the stored K and V."""
         return super().nbytes() + self.flat_keys.nbytes + self.flat_values.nbytes
 
-    def _per_row(self, change: Any) -> None:
+    def _per_row(self, change: Callable[[Tensor], Tensor]) -> None:
         batch, heads = self.keys.shape[:2]
         starts = self.offsets[::heads]
         parts = [

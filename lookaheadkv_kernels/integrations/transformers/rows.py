@@ -1,4 +1,4 @@
-"""A batch's cache as caches of one row each, without padding, and back."""
+"""Splits a batch's cache into caches of one row each, without padding, and joins them again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .cache import EvictableCache, EvictableLayer
 
 
 def split_rows(cache: EvictableCache) -> list[EvictableCache]:
-    """Every row's entries alone, without holes."""
+    """One cache per row, without padding or empty slots."""
     lengths = cache.row_lengths()
     rows = []
     for row in range(0 if lengths is None else len(lengths)):

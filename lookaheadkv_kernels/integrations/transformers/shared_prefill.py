@@ -1,4 +1,4 @@
-"""One reading of a prompt, cut by many policies and budgets: what `evaluation` compares them on.
+"""One reading of a prompt, cut by many policies and budgets, which `evaluation` compares on it.
 
 Each cut keeps what the policy's own prefill would keep: the prompt's rows never see lookahead rows
 or drafts, so they need not be run again. Nothing is evicted while the prompt is read, so all of its
@@ -8,41 +8,42 @@ cache is held until the last cut.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ...lookahead import LookaheadModules
-from ...policies.base import Budget, Policy
-from .batched_decoding import decode_together
-from .cache import EvictableCache
+from ...policies import base
+from ...policies.base import Policy, Watcher
+from ...policies.budget import Budget
+from .batched_decoding import BatchedCache, decode_together
+from .cache import EvictableCache, LayerRows
+from .prefiller import Prefilled, choices_of
 from .prompt import Prompt, make_prompt
 from .reading import Reading
-from .runner import Choice, Prefilled, Runner
+from .runner import Runner
 
 
 class _SharedReading(Reading):
-    """A prompt that was read for several cuts; drafts and answers are written once for all."""
+    """A prompt that is read once for several cuts; drafts and answers are written once for all.
 
-    budgets: Sequence[Budget]  # of the policy that is at work
+    Args:
+        runner: runs the model.
+        prompt: one row.
+        window: newest queries to remember.
+        watchers: per policy, who sees every chunk of the prompt in every layer.
+    """
+
+    budgets: Sequence[Budget]  # of the policy whose cut is under way
 
     def __init__(
-        self, runner: Runner, prompt: Prompt, policies: Sequence[Policy], states: dict[int, Any]
+        self, runner: Runner, prompt: Prompt, window: int, watchers: Mapping[Policy, Watcher]
     ) -> None:
-        self._memory: dict[Any, Any] = {}
-        watching = [policy for policy in policies if policy.watches]
-
-        def watch(cache: EvictableCache, index: int, query: Tensor, scale: float) -> None:
-            for policy in watching:
-                key = cache.layers[index].keys
-                policy.observe(states[id(policy)], index, query, key, None, scale)
-
-        window = max((policy.window for policy in policies), default=0)
-        super().__init__(
-            runner, prompt, EvictableCache(), 0, window, watch=watch if watching else None
-        )
+        super().__init__(runner, prompt, EvictableCache(), 0, window, watchers)
+        self._answers: dict[Hashable, list[int]] = {}
+        self._drafts: dict[tuple[Policy, int], list[list[Tensor]]] = {}
 
     def fork(self, budgets: Sequence[Budget], cache: EvictableCache | None = None) -> Reading:
         """The same reading, to be cut; ``cache`` in place of its own."""
@@ -53,37 +54,33 @@ class _SharedReading(Reading):
 
     def answer(self, max_tokens: int) -> list[int]:
         """See :meth:`Reading.answer`."""
-        key = ("answer", max_tokens)
-        if key not in self._memory:
-            self._memory[key] = super().answer(max_tokens)
-        return list(self._memory[key])
+        if max_tokens not in self._answers:
+            self._answers[max_tokens] = super().answer(max_tokens)
+        return list(self._answers[max_tokens])
 
-    def answer_of(self, model: Any, max_tokens: int, name: str) -> list[int]:
+    def answer_of(self, model: nn.Module, max_tokens: int, name: str) -> list[int]:
         """See :meth:`Reading.answer_of`."""
-        key = ("answer of", id(model), max_tokens)
-        if key not in self._memory:
-            self._memory[key] = super().answer_of(model, max_tokens, name)
-        return list(self._memory[key])
+        key = (model, max_tokens)
+        if key not in self._answers:
+            self._answers[key] = super().answer_of(model, max_tokens, name)
+        return list(self._answers[key])
 
     def draft_queries(self, policy: Policy, budget: Budget, max_tokens: int) -> list[Tensor]:
         """See :meth:`Reading.draft_queries`; the drafts of all budgets are decoded together."""
-        key = ("drafts", id(policy), max_tokens)
-        if key not in self._memory:
-            self._memory[key] = self._drafts(policy, max_tokens)
-        drafts: list[list[Tensor]] = self._memory[key]
-        return drafts[_place(budget, self.budgets)]
+        key = (policy, max_tokens)
+        if key not in self._drafts:
+            self._drafts[key] = self._all_drafts(policy, max_tokens)
+        return self._drafts[key][_place(budget, self.budgets)]
 
-    def _drafts(self, policy: Policy, max_tokens: int) -> list[list[Tensor]]:
+    def _all_drafts(self, policy: Policy, max_tokens: int) -> list[list[Tensor]]:
         """A draft for each budget, and in it a tensor for each layer."""
-        caches = [self.cache.fork() for _ in self.budgets]
-        for cache, budget in zip(caches, self.budgets, strict=True):
-            for index, query in enumerate(self._queries):
-                self._evict(cache, index, query, policy, budget, 0)
+        caches = [self._cut_copy(policy, budget) for budget in self.budgets]
         parts: list[list[list[Tensor]]] = [[[] for _ in self._queries] for _ in caches]
 
-        def record(cache: Any, index: int, query: Tensor, scale: float) -> None:
-            for place, row in enumerate(cache.rows):
-                parts[row][index].append(query[place : place + 1])
+        def record(rows: LayerRows) -> None:
+            assert isinstance(rows.cache, BatchedCache)
+            for place, row in enumerate(rows.cache.rows):
+                parts[row][rows.index].append(rows.query[place : place + 1])
 
         logits = self.logits.expand(len(caches), -1)
         decode_together(self.runner.model, caches, logits, max_tokens, observer=record)
@@ -98,20 +95,20 @@ def _place(budget: Budget, budgets: Sequence[Budget]) -> int:
 class SharedPrefill:
     """One prompt, read once, for many (policy, budget) cells.
 
-    To a policy it is the runner of its prefill.
+    To a policy it is a :class:`~lookaheadkv_kernels.policies.base.Prefiller`.
 
     Args:
         model: a transformers model with our attention attached.
-        input_ids: [1, N].
+        input_ids: int64 [1, N].
         cells: policies and budgets that :meth:`cut` will be asked for.
-        chunk: read in parts of so many tokens.
+        chunk: read in parts of so many tokens; None reads the prompt at once.
         record: remember what each cut chose, scores included.
     """
 
     @torch.no_grad()
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         input_ids: Tensor,
         cells: Sequence[tuple[Policy, Budget]],
         *,
@@ -121,70 +118,55 @@ class SharedPrefill:
         self.record = record
         self._cells = list(cells)
         self._runner = Runner(model, chunk)
-        policies = list({id(policy): policy for policy, _ in cells}.values())
-        self._states = {
-            id(policy): policy.start(self._runner.num_layers)
-            for policy in policies
-            if policy.watches
-        }
+        policies = dict.fromkeys(policy for policy, _ in cells)
+        started = {policy: policy.start(self._runner.num_layers) for policy in policies}
+        watchers = {policy: one for policy, one in started.items() if one is not None}
+        window = max((policy.window for policy in policies), default=0)
         self._prompt = make_prompt(input_ids)
-        self._reading = _SharedReading(self._runner, self._prompt, policies, self._states)
-        self._ahead: dict[int, tuple[EvictableCache, list[Tensor]]] = {}
+        self._reading = _SharedReading(self._runner, self._prompt, window, watchers)
+        self._ahead: dict[LookaheadModules, tuple[EvictableCache, list[Tensor]]] = {}
 
     @torch.no_grad()
     def cut(self, policy: Policy, budget: Budget) -> EvictableCache:
-        """What a policy leaves at a budget, as :meth:`Eviction.prefill` gives it."""
-        done: Prefilled = policy.prefill(self, self._prompt, budget, None)
-        done.cache.logits, done.cache.choices = done.logits, done.choices
-        return done.cache
+        """What a policy leaves at a budget, as :meth:`Eviction.prefill` returns it."""
+        return policy.prefill(self, self._prompt, budget, None).cache
 
     def one_pass(
-        self,
-        policy: Policy,
-        prompt: Prompt,
-        budget: Budget,
-        *,
-        cache: EvictableCache | None = None,
-        modules: LookaheadModules | None = None,
-        mode: str = "appended",
+        self, policy: Policy, prompt: Prompt, budget: Budget, cache: EvictableCache | None
     ) -> Prefilled:
-        """See :meth:`Runner.one_pass`; both modes keep the same entries."""
-        reading = self._reading
+        """Cut a copy of what was read; both of a policy's modes keep the same entries."""
+        modules = policy.modules
         if modules is None:
-            part = reading.fork([budget])
-            part.cut_all(policy, budget, self._states.get(id(policy)))
-            return self._prefilled(part)
-        if id(modules) not in self._ahead:
-            self._ahead[id(modules)] = self._lookahead(modules)
-        ahead, queries = self._ahead[id(modules)]
-        part = reading.fork([budget], ahead)
-        part.cut_by(policy, budget, queries)
+            part = self._reading.fork([budget])
+            part.cut(policy, budget, policy.window)
+        else:
+            if modules not in self._ahead:
+                self._ahead[modules] = self._lookahead(modules)
+            ahead, queries = self._ahead[modules]
+            part = self._reading.fork([budget], ahead)
+            part.cut(policy, budget, 0, queries, stored=True)
         return self._prefilled(part)
 
     def _lookahead(self, modules: LookaheadModules) -> tuple[EvictableCache, list[Tensor]]:
-        """The cache with the lookahead rows behind the prompt, and their queries."""
+        """The cache with the lookahead rows behind the prompt, and their queries per layer."""
         cache = self._reading.cache.fork()
         queries: list[Tensor] = []
-
-        def remember(cache: EvictableCache, index: int, query: Tensor, scale: float) -> None:
-            queries.append(query)
-
-        self._runner.lookahead_pass(cache, modules, remember, self._prompt.position_ids[:, -1:])
+        last = self._prompt.position_ids[:, -1:]
+        self._runner.lookahead_pass(cache, modules, lambda rows: queries.append(rows.query), last)
         return cache, queries
 
     def row_by_row(
-        self, policy: Policy, prompt: Prompt, cache: EvictableCache | None, finish: Any
+        self,
+        policy: Policy,
+        prompt: Prompt,
+        cache: EvictableCache | None,
+        finish: Callable[[base.Reading], None],
     ) -> Prefilled:
-        """See :meth:`Runner.row_by_row`."""
-        part = self._reading.fork([b for other, b in self._cells if other is policy])
+        """Let ``finish`` draft from and cut a copy of what was read."""
+        part = self._reading.fork([budget for other, budget in self._cells if other is policy])
         finish(part)
         return self._prefilled(part)
 
     def _prefilled(self, part: Reading) -> Prefilled:
-        choices = []
-        if self.record:
-            choices = [
-                Choice(layer.kept_positions, scores)
-                for layer, scores in zip(part.cache.layers, part.scores, strict=True)
-            ]
+        choices = choices_of(part.cache.layers, part.scores) if self.record else []
         return Prefilled(part.cache, part.logits, choices)

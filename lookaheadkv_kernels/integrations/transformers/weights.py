@@ -1,4 +1,4 @@
-"""Where lookahead modules lie: in this package, in a folder, or on the hub."""
+"""Finds lookahead modules in this package, in a folder, or on the hub."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PACKAGED = Path(__file__).parents[2] / "weights"
 
 
 def packaged_names() -> list[str]:
-    """Sets of modules that this package carries."""
+    """Names of the sets of modules that this package carries."""
     return sorted(path.parent.name for path in PACKAGED.glob("*/config.json"))
 
 
@@ -18,7 +18,7 @@ def find_modules(name: str | Path) -> Path:
     """The folder of a set of modules; a hub id is downloaded.
 
     Raises:
-        FileNotFoundError: nothing is there by that name.
+        FileNotFoundError: there are no modules of that name.
     """
     if str(name) in packaged_names():
         return PACKAGED / str(name)

@@ -1,6 +1,6 @@
 """LookaheadKV in vLLM: a plugin that evicts after the prefill and frees whole blocks.
 
-Installed, it does nothing until an engine asks for it::
+After installation it does nothing until an engine asks for it::
 
     LLM(model, enable_prefix_caching=False,
         additional_config={"lookaheadkv": {"policy": "snapkv", "budget": 1024}})

@@ -28,7 +28,7 @@ from .refusals import check
 
 
 class EvictingCPUBackend(CPUAttentionBackend):
-    """``CPU_ATTN``; the same as vLLM's where an engine does not ask for eviction.
+    """``CPU_ATTN``; identical to vLLM's unless an engine asks for eviction.
 
     Attributes:
         config: of the engine that is being made. vLLM makes the layers of one engine and asks for
@@ -40,7 +40,7 @@ class EvictingCPUBackend(CPUAttentionBackend):
 
     @classmethod
     def customize_spec(cls, spec: Any) -> Any:
-        """A spec whose manager frees blocks."""
+        """The layer's cache spec, whose manager frees blocks."""
         if cls.config is None or type(spec) is not FullAttentionSpec:
             return spec
         return EvictingSpec.of(spec, cls.config.budget)
@@ -58,14 +58,14 @@ class EvictingCPUBackend(CPUAttentionBackend):
 
 @dataclass
 class EvictingCPUMetadata(CPUAttentionMetadata):
-    """vLLM's, and whose queries are remembered."""
+    """vLLM's metadata, and the rows whose queries are remembered."""
 
     watched: list[Watched] = field(default_factory=list)
     window: int = 0
 
 
 class EvictingCPUBuilder(CPUAttentionMetadataBuilder):
-    """Evicts before a step's metadata is built, so that they describe what is left."""
+    """Evicts before a step's metadata is built, so that the metadata describes what is left."""
 
     def __init__(
         self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device
@@ -134,7 +134,7 @@ class EvictingCPUBuilder(CPUAttentionMetadataBuilder):
 
 
 class EvictingCPUImpl(CPUAttentionBackendImpl):
-    """vLLM's, which remembers the newest queries of prompts."""
+    """vLLM's implementation, which also remembers the newest queries of prompts."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

@@ -1,4 +1,4 @@
-"""What an engine asks for under ``additional_config["lookaheadkv"]``."""
+"""The plugin's options under an engine's ``additional_config["lookaheadkv"]``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class EvictionConfig:
             rows of ``modules`` over the finished prompt's cache.
         window: SnapKV's observation rows, inside the budget.
         pool_kernel: window of the max-pool over the scores.
-        modules: folder of lookahead modules; with ``"lookahead"`` alone.
+        modules: folder of lookahead modules; only with ``"lookahead"``.
 
     Raises:
         ValueError: a value that makes no sense.
@@ -55,7 +55,7 @@ class EvictionConfig:
 
     @classmethod
     def of(cls, additional_config: Any) -> EvictionConfig | None:
-        """Read an engine's ``additional_config``; None where it does not ask for eviction.
+        """Read an engine's ``additional_config``; None if it does not ask for eviction.
 
         Raises:
             ValueError: an option that is unknown, missing, or makes no sense.

@@ -1,4 +1,4 @@
-"""The worker's side: remember queries, cut prompts at the start of the step after they end."""
+"""The worker's side: remembers queries, and cuts each prompt at the start of the step after it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...ops import column_scores
-from ...paged import paged_select
+from ...ops import column_scores, select
 from .blocks import evicted_blocks, kept_entries
 from .config import EvictionConfig
 from .pages import Pages, compact
 from .requests import RequestState, RequestTable
 
-# Finished requests are told apart from waiting ones only by their age.
+# Finished requests can be distinguished from waiting ones only by their age.
 STATES_PER_REQUEST = 4
 
 
 class Watched(NamedTuple):
-    """Rows of a step whose queries are remembered, to score with."""
+    """Rows of a step whose queries are remembered for scoring."""
 
     start: int
     stop: int
@@ -43,8 +42,8 @@ class Layer(NamedTuple):
     scale: float
 
 
-# (pages of all layers by name, blocks, prompt tokens, entries to keep) -> of each layer the
-# positions that stay, int32 [1, Hkv, K]
+# (pages of all layers by name, blocks, prompt tokens, entries to keep) -> the positions that stay
+# in each layer, int32 [1, Hkv, K]
 Chooser = Callable[[Mapping[str, Pages], Tensor, int, int], Mapping[str, Tensor]]
 
 
@@ -53,10 +52,10 @@ class Evictor:
 
     Args:
         config: policy and budget.
-        block_size: tokens a block.
-        max_num_seqs: requests that are scheduled at once at most.
-        layers: of each attention layer its cache and scale, by name; read at an eviction.
-        chooser: says what stays; None: the prompt's last rows do.
+        block_size: tokens per block.
+        max_num_seqs: most requests that are scheduled at once.
+        layers: returns each attention layer's cache and scale, by name; called at an eviction.
+        chooser: chooses the positions that stay; None: the prompt's last rows do, as in SnapKV.
     """
 
     def __init__(
@@ -74,9 +73,9 @@ class Evictor:
         self._requests = RequestTable(STATES_PER_REQUEST * max_num_seqs)
 
     def step(self, batch: Any) -> Step:
-        """Cut prompts that ended in an earlier step; say where the cache of each row now is.
+        """Cut prompts that ended in an earlier step; returns where each row's cache now lies.
 
-        Runs before anything of this step is written. ``batch`` is vLLM's CommonAttentionMetadata.
+        Runs before this step writes anything. ``batch`` is vLLM's CommonAttentionMetadata.
         """
         seq_lens = batch.seq_lens.clone()
         block_table = batch.block_table_tensor.clone()
@@ -130,14 +129,8 @@ class Evictor:
         scale: float,
     ) -> Tensor:
         """The rows' own positions and those that they attend to: int32 [1, Hkv, keep]."""
-        rows, length = query.shape[0], key.shape[2]
+        rows = query.shape[0]
         scores = column_scores(query.transpose(0, 1)[None], key, scale=scale)
-        return paged_select(
-            F.pad(scores, (0, rows)),
-            torch.tensor([0, rows], dtype=torch.int32),
-            torch.tensor([length], dtype=torch.int32),
-            rows,
-            keep,
-            pool_kernel=self.config.pool_kernel,
-            keep_observation=True,
-        ).indices
+        # The rows' own positions have no score: they are pinned, and the max-pool skips -inf.
+        scores = F.pad(scores, (0, rows), value=-torch.inf)
+        return select(scores, keep, pool_kernel=self.config.pool_kernel, num_recent=rows)

@@ -1,4 +1,4 @@
-"""vLLM's configuration in the plain values that ``refusals.py`` judges."""
+"""Translates vLLM's configuration into the plain values that ``refusals.py`` checks."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def facts_of(
 
     Args:
         vllm_config: the engine's.
-        config: what it asks of us.
-        kv_cache_spec: of the builder's group.
+        config: the plugin's options.
+        kv_cache_spec: spec of the builder's group.
         layers: the group's attention layers.
         isa: instruction set of the attention kernels.
     """

@@ -20,7 +20,7 @@ from ...ops import lookahead_attention, select
 from .config import EvictionConfig
 from .pages import Pages
 
-# On an attention layer: the rows of the model that it is a part of.
+# Attribute of an attention layer: the lookahead rows of its model.
 ROWS_ATTRIBUTE = "lookaheadkv_rows"
 
 
@@ -47,7 +47,7 @@ class LookaheadRows:
             pages: of each attention layer, by name.
             blocks: int32 [n], the request's, in order.
             num_prompt: tokens of the prompt.
-            keep: entries a head keeps.
+            keep: entries per head.
         """
         rows = self._modules.config.num_lookahead
         dtype = next(iter(pages.values())).key.dtype
@@ -70,7 +70,7 @@ class LookaheadRows:
             )
             chosen[name] = select(scores, keep, pool_kernel=self._pool_kernel)
             if index == len(self._decoder.layers) - 1:
-                break  # what follows could not change a score
+                break  # the rest of the last layer cannot change a score
             out = out[0].transpose(0, 1).flatten(1)
             hidden = attention.o_proj(out)[0] + self._lora(index, ("o_proj",), out)
             hidden, residual = layer.post_attention_layernorm(hidden, residual)

@@ -1,4 +1,4 @@
-"""The scheduler's side: a kind of KV cache whose manager frees the blocks that eviction empties."""
+"""The scheduler's side: a cache spec whose manager frees the blocks that eviction empties."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class EvictingSpec(FullAttentionSpec):
 
 
 class EvictingManager(FullAttentionManager):
-    """Frees a request's leading blocks as soon as its prompt is through.
+    """Frees a request's leading blocks as soon as its prompt is processed.
 
-    The worker moves what survives out of them at the start of the next step, before anybody writes
-    a block (``evict.py``), so they can be given away in that very step.
+    The worker moves the kept entries out of them at the start of the next step, before any block
+    is written (``evict.py``), so another request can get them in that same step.
     """
 
     def remove_skipped_blocks(

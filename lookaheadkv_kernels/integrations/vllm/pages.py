@@ -57,7 +57,7 @@ def compact(
     blocks: Tensor,  # [n] int32
     start: int,
 ) -> None:
-    """Move what a request keeps of each layer to its positions from ``start`` on, in place.
+    """Move the entries that a request keeps to its positions from ``start`` on, in every layer.
 
     Args:
         layers: pages of each layer.
@@ -72,7 +72,7 @@ def compact(
     compact_kv_cache([pages.value for pages in layers], indices, lengths, table, dst_start=starts)
     dim = layers[0].key.shape[3]
     for head in range(kv_heads):
-        # Transposed: each of the D numbers of a key lies in a row of its own.
+        # Keys are stored transposed: each of the D numbers of a key lies in a different row.
         rows = [pages.key[:, :, head, :, None] for pages in layers]
         same = indices[:, :, head : head + 1].expand(-1, -1, dim, -1).contiguous()
         compact_kv_cache(rows, same, lengths, table, dst_start=starts)

@@ -17,7 +17,7 @@ ARCHITECTURES = {
 
 
 def register() -> None:
-    """Put our attention backend in the place of vLLM's, which it extends, and add two models.
+    """Replace vLLM's attention backend by ours, which extends it, and register two models.
 
     The backend does what vLLM's does until an engine's ``additional_config`` asks for eviction.
     vLLM's plugin interface has no version, so vLLM's own must be the one this was written for.

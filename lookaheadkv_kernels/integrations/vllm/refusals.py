@@ -1,4 +1,4 @@
-"""What an engine must be for eviction to be right, and the words for what it is not."""
+"""The conditions under which eviction is right in an engine, and the texts that refuse others."""
 
 from __future__ import annotations
 

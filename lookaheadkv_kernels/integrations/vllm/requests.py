@@ -1,4 +1,4 @@
-"""Which request a row of a batch is: vLLM tells its attention backends blocks, but no names.
+"""Which request a row of a batch belongs to: vLLM's attention backends get blocks, but no names.
 
 Without prefix caching a block belongs to one request alone, and the block that a request wrote last
 is its own for as long as it lives. So a request is found by the block that it wrote last before
@@ -15,11 +15,11 @@ from torch import Tensor
 
 @dataclass
 class RequestState:
-    """What is known of one request.
+    """State of one request.
 
     Attributes:
-        queries: of each layer the newest ``window`` prompt rows, [rows, Hq, D].
-        evicted_blocks: leading blocks that hold nothing of it any more; None while it prefills.
+        queries: per layer, those of the newest ``window`` prompt rows, [rows, Hq, D].
+        evicted_blocks: leading blocks that it no longer uses; None while it prefills.
     """
 
     queries: dict[str, Tensor] = field(default_factory=dict)
@@ -35,11 +35,11 @@ class RequestState:
 
 
 class RequestTable:
-    """States of the requests of an engine, by the block that each wrote last.
+    """States of an engine's requests, by the block that each wrote last.
 
     Args:
-        limit: states that are kept; the one longest untouched goes first. Finished requests are
-            never reported, so theirs stay until then, or until their block is written again.
+        limit: most states to keep; the least recently used goes first. Finished requests are never
+            reported, so their states stay until then, or until their block is written again.
     """
 
     def __init__(self, limit: int) -> None:

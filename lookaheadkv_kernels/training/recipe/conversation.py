@@ -47,8 +47,8 @@ def conversation(desk: Desk) -> Draft:
         messages.append(("assistant", rng.choice(REPLIES)))
     for needle in needles:
         at = 2 * rng.randrange(count)
-        told = messages[at][1]
-        joined = f"{needle}\n\n{told}" if desk.chance(0.5) else f"{told}\n\n{needle}"
+        said = messages[at][1]
+        joined = f"{needle}\n\n{said}" if desk.chance(0.5) else f"{said}\n\n{needle}"
         messages[at] = ("user", joined)
 
     if puzzle is not None:

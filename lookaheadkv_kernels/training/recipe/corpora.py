@@ -1,4 +1,4 @@
-"""English prose and Python code from what is installed: no download, no data in the package."""
+"""English prose and Python code from installed packages: nothing is downloaded or shipped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a kind of sample is made of, and the desk it is made at."""
+"""A sample as text, and the random numbers, texts and tokenizer that it is made from."""
 
 from __future__ import annotations
 
