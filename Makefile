@@ -1,5 +1,6 @@
 # Two commands for users: `make demo` and `make test`. Both make .venv and install what they need.
-# `make vllm` runs the plugin's tests in vLLM, in .venv-vllm.
+# `make check` runs the long checks that `make test` leaves out (.ci/run runs both), and `make vllm`
+# the plugin's tests in vLLM, in .venv-vllm.
 # Variables: PYTHON (3.10 or newer) makes the environment; ARGS goes to the demo or to pytest.
 PYTHON ?= python3
 ARGS ?=
@@ -11,17 +12,22 @@ BUILD_INPUTS := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -
 CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
 .DELETE_ON_ERROR:
-.PHONY: demo test vllm
+.PHONY: demo test check vllm
 
 demo: $(VENV)/demo
 	$(BIN)/python examples/demo.py $(ARGS)
 
+# Tests run in a process for every core, of one thread each (ARGS="-n 0": all in one); the long ones of
+# a file in the same process, as they share what they build.
 test: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -m 'not slow' -n auto --dist worksteal $(ARGS)
+
+check: $(VENV)/dev
+	$(BIN)/python -m pytest -m slow -n auto --dist loadfile $(ARGS)
 
 # What building needs, in the environment itself: no isolation, so torch is installed only once.
 $(VENV)/tools: constraints.txt

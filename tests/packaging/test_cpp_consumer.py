@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from support.build_tools import checked, cmake_build
 
@@ -12,6 +13,7 @@ from lookaheadkv_kernels._library import library_path
 SOURCE = Path(__file__).parents[1] / "cpp" / "consumer"
 
 
+@pytest.mark.slow
 def test_cpp_program_calls_the_op_through_the_dispatcher(tmp_path: Path) -> None:
     cmake_build(
         SOURCE,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.build_tools import ROOT, checked, cmake_build, run, tool
+from support.build_tools import ROOT, checked, cmake_build, one_at_a_time, run, tool
 
 TORCH_INCLUDE = Path(torch.__file__).parent / "include"
 TARGET_VERSION = "0x020a000000000000"  # 2.10
@@ -22,7 +22,9 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files
 def source_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The unpacked sdist: whatever a build needs must be in it."""
     folder = tmp_path_factory.mktemp("sdist")
-    checked([sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", folder, ROOT])
+    build = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", folder, ROOT]
+    with one_at_a_time("sdist"):  # it writes a list of files into the tree
+        checked(build)
     (archive,) = folder.glob("*.tar.gz")
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter="data")
@@ -55,6 +57,7 @@ def library(installed: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_tag_serves_every_python(wheel: Path, installed: Path) -> None:
     assert re.fullmatch(r"lookaheadkv_kernels-[\d.]+-cp310-abi3-\w+\.whl", wheel.name)
     (metadata,) = installed.glob("*.dist-info/WHEEL")
@@ -62,6 +65,7 @@ def test_tag_serves_every_python(wheel: Path, installed: Path) -> None:
     assert "Root-Is-Purelib: false" in metadata.read_text()
 
 
+@pytest.mark.slow
 def test_contents(installed: Path) -> None:
     assert {path.name for path in installed.iterdir() if path.suffix != ".dist-info"} == {
         "lookaheadkv_kernels"
@@ -81,6 +85,7 @@ def test_contents(installed: Path) -> None:
         assert copy.read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 def test_metadata(installed: Path) -> None:
     (path,) = installed.glob("*.dist-info/METADATA")
     metadata = path.read_text()
@@ -107,6 +112,7 @@ def shims_of_target_version(folder: Path) -> set[str]:
     return set(re.findall(r"\b((?:aoti_)?torch_\w+)\s*\(", text))
 
 
+@pytest.mark.slow
 @linux_only
 def test_undefined_symbols_are_those_of_the_target_version(library: Path, tmp_path: Path) -> None:
     lines = checked([tool("nm"), "--dynamic", "--undefined-only", library]).splitlines()
@@ -118,6 +124,7 @@ def test_undefined_symbols_are_those_of_the_target_version(library: Path, tmp_pa
     assert from_torch <= shims_of_target_version(tmp_path)
 
 
+@pytest.mark.slow
 @linux_only
 def test_links_no_python_and_no_place(library: Path) -> None:
     dynamic = checked([tool("readelf"), "--dynamic", "--wide", library])
@@ -128,6 +135,7 @@ def test_links_no_python_and_no_place(library: Path) -> None:
     assert not re.search(r"\((RPATH|RUNPATH)\)", dynamic)
 
 
+@pytest.mark.slow
 @linux_only
 def test_exports_only_its_own_c_functions(library: Path) -> None:
     lines = checked([tool("nm"), "--dynamic", "--defined-only", library]).splitlines()
@@ -135,6 +143,7 @@ def test_exports_only_its_own_c_functions(library: Path) -> None:
     assert functions == {"lookaheadkv_cpu_active_isa", "lookaheadkv_cpu_supported_isas"}
 
 
+@pytest.mark.slow
 @linux_only
 def test_instruction_sets_stay_in_their_files(wheel: Path, source_tree: Path) -> None:
     """Code compiled for a newer CPU must be reachable through the dispatcher only.
@@ -156,6 +165,7 @@ def test_instruction_sets_stay_in_their_files(wheel: Path, source_tree: Path) ->
     assert len(objects) == (4 if x86 else 0)
 
 
+@pytest.mark.slow
 def test_installed_wheel_works(installed: Path, tmp_path: Path) -> None:
     script = """
 import importlib.util, torch
@@ -226,6 +236,7 @@ def test_cuda_on_without_sources_is_an_error(cuda_tree: Path, tmp_path: Path) ->
     assert "LOOKAHEADKV_CUDA=on, but this version has no CUDA sources" in messages
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 def test_cuda_library_builds_without_a_gpu(cuda_tree: Path, tmp_path: Path) -> None:
     build = tmp_path / "build"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,9 +28,13 @@ def run(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program with these variables on top of the environment; its output is captured."""
+    """Run a program with these variables on top of the environment; its output is captured.
+
+    It does not see that pytest-xdist runs this process: pytest-benchmark would measure nothing.
+    """
+    own = {name: text for name, text in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     return subprocess.run(
-        command, cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True
+        command, cwd=cwd, env={**own, **(env or {})}, capture_output=True, text=True
     )
 
 
@@ -42,6 +48,16 @@ def checked(
     result = run(command, cwd=cwd, env=env)
     assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
     return result.stdout
+
+
+@contextmanager
+def one_at_a_time(name: str) -> Iterator[None]:
+    """Keeps other processes of this test run from doing the same in the source tree."""
+    folder = ROOT / "build"
+    folder.mkdir(exist_ok=True)
+    with (folder / f".{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def cmake_build(source: Path, build: Path, *definitions: str, target: str = "all") -> None:

@@ -10,6 +10,7 @@ import itertools
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,6 +50,12 @@ BARS = [
     if case.target == "sm_90" and case.dtype == torch.bfloat16 and case.head_dim < 256
 ]
 OTHERS = [case for case in table.CASES if case not in BARS]
+
+
+def long_or_quick(case: table.Case) -> Any:
+    """The chips that Hopper does not stand for are quick to compile for, but for Blackwell."""
+    marks = () if case.target in ("sm_80", "gfx942") else pytest.mark.slow
+    return pytest.param(case, id=case.label, marks=marks)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -91,7 +98,7 @@ def test_hopper(case):
             assert used.matrix_instruction == "wgmma" or case.group == 1
 
 
-@pytest.mark.parametrize("case", OTHERS, ids=lambda case: case.label)
+@pytest.mark.parametrize("case", [*map(long_or_quick, OTHERS)])
 def test_other_chips(case):
     for used in compiled(case, MATRIX):
         check(case, used)
