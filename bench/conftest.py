@@ -23,6 +23,8 @@ from lookaheadkv_kernels.triton.target import interpreting
 RESULTS = pytest.StashKey[list[suite.Result]]()
 SEED = pytest.StashKey[int]()
 NUM_INPUTS = 2
+SETUP_SECONDS = 2.5  # inputs, warming up and memory of a case, about
+COMPILE_SECONDS = 10.0  # torch.compile in a case of the whole op, about
 
 Measure = Callable[..., suite.Result]
 
@@ -54,6 +56,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str:
     return f"inputs: --seed {config.stash[SEED]}"
+
+
+def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str:
+    """How long the run will take: nothing is printed while a case is measured."""
+    cases = sum("measure" in getattr(item, "fixturenames", ()) for item in items)
+    compiled = sum("test_score_and_evict[" in item.name for item in items)
+    seconds = cases * (config.getoption("--seconds") + SETUP_SECONDS) + compiled * COMPILE_SECONDS
+    return f"{cases} cases, about {max(1, round(seconds / 60))} min on an idle machine"
 
 
 def backends() -> list[Any]:

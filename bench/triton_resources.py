@@ -152,8 +152,8 @@ HEADER = """\
 # What the Triton kernels take
 
 Written by `python -m bench.triton_resources`, compared by `tests/triton/test_triton_ahead.py`.
-Launches of all ops at Llama-3.1-8B's shapes (8 KV heads, 32 rows, 32,768 prompt keys), compiled by Triton
-{version} for chips that need not be there. Shared memory in bytes a program, registers a thread
+Launches of all ops at Llama-3.1-8B's shapes (8 KV heads, 32 rows, 32,768 prompt keys), compiled by
+Triton {version} for chips that need not be there. Shared memory in bytes a program, registers a thread
 (vector registers on gfx942), spills in bytes a thread (stores and loads together). TMA: tiles come
 through the bulk tensor copy engine. A kernel that stands twice in a case is compiled in two forms.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import statistics
 from dataclasses import dataclass
 
@@ -15,7 +14,6 @@ COPY_ELEMENTS = {"cpu": 2**26, "cuda": 2**28}  # float32: far beyond any cache
 GEMM_SIZES = {"cpu": (256, 2048), "cuda": (2048, 8192)}  # of the trial, and at most
 GEMM_SECONDS = 0.5  # that measuring a GEMM rate may take, about
 ROUNDS = 5
-SLOW_BFLOAT16 = 8  # times as long as float32: the CPU has no instructions for it
 
 
 @dataclass(frozen=True)
@@ -69,20 +67,15 @@ def measure_rates(device: torch.device | str, dtype: torch.dtype) -> Rates:
     return Rates(copy_rate(device), gemm_rate(device, dtype))
 
 
-@functools.cache
 def usual_dtype(device: torch.device | str = "cpu") -> torch.dtype:
-    """bfloat16, or float32 on a CPU that multiplies bfloat16 far more slowly.
+    """bfloat16, or float32 on a CPU without instructions for bfloat16 (AVX2 alone).
 
-    A CPU without instructions for bfloat16 (AVX2 alone) multiplies it in torch at less than a
-    hundredth of the rate of float32; on others the two are alike, or bfloat16 is faster.
+    There torch multiplies bfloat16 at less than a hundredth of the rate of float32.
     """
-    if torch.device(device).type != "cpu":
-        return torch.bfloat16
-    plain, half = (
-        min(_product_seconds("cpu", dtype, GEMM_SIZES["cpu"][0], 3))
-        for dtype in (torch.float32, torch.bfloat16)
-    )
-    return torch.float32 if half > SLOW_BFLOAT16 * plain else torch.bfloat16
+    on_cpu = torch.device(device).type == "cpu" and torch.backends.mkldnn.is_available()
+    if on_cpu and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.float32
+    return torch.bfloat16
 
 
 def usual_dtype_name(device: torch.device | str = "cpu") -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..lookahead.files import write_atomically
+from .colours import LIGHT
 from .picture import EVERYTHING, Mark, Picture, PolicyView, Selection
 from .tokens import visible
 
@@ -20,26 +21,15 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
-# Those of page.css in its light form.
-LEVEL_COLOURS = (
-    "#fff1c9",
-    "#ffe29a",
-    "#ffcf6b",
-    "#ffb640",
-    "#fb9420",
-    "#ef7110",
-    "#d44a0c",
-    "#ad2408",
-)
-MARK_COLOURS = ("#0b7fab", "#7a3fd1", "#5f7a12")
+LEVEL_COLOURS, MARK_COLOURS = LIGHT
 INK, FAINT, PANEL = "#16181d", "#667080", "#f6f7f9"
 VERDICTS = {True: ("✓ ", "#1a7f37"), False: ("✗ ", "#c4321c"), None: ("", FAINT)}
 
-WIDTH, DPI = 13.0, 130  # inches, dots an inch
+WIDTH, DPI = 13.0, 130  # inches, dots per inch
 LEFT, RIGHT = 0.75, 0.35  # margins in inches
 HEADING, CAPTION, MAP, STRIP, TICKS, LINE, GAP = 0.7, 0.4, 1.25, 0.36, 0.3, 0.19, 0.2
 BINS = 1200  # columns of the map: no more than it has dots
-COLUMNS = 160  # characters a line of the text
+COLUMNS = 160  # characters per line of the text
 LINES = 4
 FONT = "DejaVu Sans Mono"  # which matplotlib carries
 ADVANCE = 0.602  # its width, in font sizes
@@ -50,7 +40,7 @@ def write_png(path: Path, picture: Picture, selection: Selection = EVERYTHING) -
 
     Args:
         path: of the file; its folder is made if need be.
-        picture: what to show. The text shown is that around its first mark.
+        picture: what to show; of the text, the part around its first mark.
         selection: layer and head to show; all of them by default.
 
     Raises:
@@ -63,7 +53,7 @@ def write_png(path: Path, picture: Picture, selection: Selection = EVERYTHING) -
 
 
 def level_of(share: float) -> int:
-    """Colour of a token that ``share`` of the heads keep, 1 to 8 by its root; 0 for none."""
+    """Colour level of a token that ``share`` of the heads keep: 1 to 8 by the root; 0 for none."""
     levels = len(LEVEL_COLOURS)
     return min(levels, math.ceil(levels * math.sqrt(share) - 1e-3))
 
@@ -150,7 +140,7 @@ def _bins(picture: Picture) -> npt.NDArray[np.int64]:
 
 
 def _map(axes: Axes, picture: Picture, policy: PolicyView, selection: Selection) -> None:
-    """A row for each selected head, coloured where any of a column's tokens stays."""
+    """One row per selected head, coloured where any of a column's tokens stays."""
     kept = policy.select(selection)
     rows = kept.reshape(kept.shape[0] * kept.shape[1], kept.shape[2])
     bins = _bins(picture)
@@ -197,7 +187,7 @@ def _one_colour() -> Colormap:
 
 
 def _strip(axes: Axes, picture: Picture, policy: PolicyView, selection: Selection) -> None:
-    """Bars: which part of the selected heads keeps a token."""
+    """Bars: the share of the selected heads that keeps a token."""
     bins = _bins(picture)
     shares = np.zeros(int(bins[-1]) + 1)
     np.maximum.at(shares, bins, picture.shares(policy, selection))
@@ -267,13 +257,13 @@ def _excerpt(axes: Axes, picture: Picture, policy: PolicyView, selection: Select
 
 
 def _layout(picture: Picture) -> Iterator[_Placed]:
-    """Pieces on ``LINES`` lines, with the first mark among them."""
+    """The pieces around the first mark, on ``LINES`` lines."""
     first = min(picture.marks, key=lambda mark: mark.start)
     at = next(i for i, piece in enumerate(picture.pieces) if piece.stop > first.start)
-    room = COLUMNS * 4 // 3  # it then starts on the second line, about a third in
-    while at > 0 and room > 0:
+    space = COLUMNS * 4 // 3  # it then starts on the second line, about a third in
+    while at > 0 and space > 0:
         at -= 1
-        room -= len(picture.pieces[at].text)
+        space -= len(picture.pieces[at].text)
     line = column = 0
     for index in range(at, len(picture.pieces)):
         text = _plain(picture.pieces[index].text)
@@ -281,7 +271,7 @@ def _layout(picture: Picture) -> Iterator[_Placed]:
             line, column = line + 1, 0
         if line == LINES:
             return
-        # A piece of more than a line is cut: it is white space, or no prose.
+        # A piece longer than a line is cut: it is white space, or no prose.
         yield _Placed(index, text[:COLUMNS], line, column)
         column += len(text)
 

@@ -2,8 +2,8 @@
 
 Every row (layer-major, then KV head) has a count in ``counts``; ``positions`` holds the rows' kept
 positions one after the other, little-endian, 16 bits each (32 for a prompt of more than 65,536
-tokens), ``scores`` a byte for each of them: ``-8 * log2(score)``, so a step is 9 percent; 255 for
-an entry without a score.
+tokens), ``scores`` one byte for each of them: ``-8 * log2(score)``, so that a step is 9 percent,
+or 255 for an entry without a score.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def is_wide(num_tokens: int) -> bool:
 
 
 def pack_policy(policy: PolicyView, num_tokens: int) -> dict[str, Any]:
-    """The policy as JSON data; its name and note are text as they are."""
+    """The policy as JSON data."""
     kept = policy.positions >= 0
     packed: dict[str, Any] = {
         "name": policy.name,

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ..lookahead.files import write_atomically
+from .colours import LIGHT, style_sheet
 from .pack import STEPS_PER_HALVING, is_wide, pack_policy
 from .picture import EVERYTHING, Picture, PolicyView, Selection
 from .tokens import Piece, visible
 
 ASSETS = Path(__file__).parent / "assets"
-MARK_COLOURS = 3  # in page.css; further labels begin anew
+MARK_COLOURS = len(LIGHT.marks)
 
 
 def write_html(path: Path, picture: Picture, selection: Selection = EVERYTHING) -> None:
@@ -39,6 +40,7 @@ def render_html(picture: Picture, selection: Selection = EVERYTHING) -> str:
         "layers": layers,
         "heads": heads,
         "wide": is_wide(picture.num_tokens),
+        "levels": len(LIGHT.levels),
         "stepsPerHalving": STEPS_PER_HALVING,
         "marks": [
             {**mark._asdict(), "colour": picture.labels.index(mark.label) % MARK_COLOURS}
@@ -50,7 +52,7 @@ def render_html(picture: Picture, selection: Selection = EVERYTHING) -> str:
         "page.html",
         title=escape(picture.title),
         subtitle=escape(picture.subtitle),
-        style=_asset("page.css"),
+        style=style_sheet() + _asset("page.css"),
         script=_asset("page.js"),
         switches="\n".join(_switch(i, policy) for i, policy in enumerate(picture.policies)),
         jumps="\n".join(_jump(picture, label) for label in picture.labels),

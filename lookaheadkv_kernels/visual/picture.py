@@ -21,7 +21,7 @@ class Mark(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """Which layers and KV heads are looked at; None: all of them."""
+    """Which layer and KV head are looked at; None means all."""
 
     layer: int | None = None
     head: int | None = None
@@ -49,8 +49,8 @@ class PolicyView:
         positions: int32 [layers, KV heads, K], kept tokens; -1 in empty slots.
         scores: float32 like ``positions``, NaN where an entry stays whatever its score; None for
             a policy without scores.
-        note: a line below the name, e.g. the answer that the model gave.
-        good: what the note tells: True good, False bad, None neither.
+        note: a line below the name, such as the answer that the model gave.
+        good: whether the note says something good (True), bad (False), or neither (None).
     """
 
     name: str
@@ -73,8 +73,8 @@ class PolicyView:
 
         Args:
             name: as the picture shows it.
-            choices: one a layer, with ``positions`` [B, Hkv, K] and ``scores`` [B, Hkv, N] or None;
-                of a prompt's first eviction, without padding (scores then go by position).
+            choices: one per layer, with ``positions`` [B, Hkv, K] and ``scores`` [B, Hkv, N] or
+                None; of a prompt's first eviction, without padding: scores are indexed by position.
             row: of the batch.
             note: see :class:`PolicyView`.
             good: see :class:`PolicyView`.
@@ -169,14 +169,14 @@ class Picture:
         return list(dict.fromkeys(mark.label for mark in sorted(self.marks, key=lambda m: m.start)))
 
     def shares(self, policy: PolicyView, selection: Selection) -> npt.NDArray[np.float64]:
-        """Part of the selected heads that keep each token: [tokens], 0 to 1."""
+        """Share of the selected heads that keep each token: [tokens], 0 to 1."""
         kept = policy.select(selection)
         counts = np.bincount(kept[kept >= 0], minlength=self.num_tokens)
         shares: npt.NDArray[np.float64] = counts / (kept.shape[0] * kept.shape[1])
         return shares
 
     def mark_share(self, policy: PolicyView, label: str, selection: Selection) -> float:
-        """Part of a mark's entries that is kept, over all marks with that label."""
+        """Share of the marked entries that is kept, over all marks with that label."""
         shares = self.shares(policy, selection)
         marked = [shares[mark.start : mark.stop] for mark in self.marks if mark.label == label]
         return float(np.concatenate(marked).mean())

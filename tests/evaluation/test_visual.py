@@ -30,6 +30,7 @@ from lookaheadkv_kernels.visual import (
     write_png,
 )
 from lookaheadkv_kernels.visual import figure as figure_module
+from lookaheadkv_kernels.visual.colours import style_sheet
 from lookaheadkv_kernels.visual.figure import level_of
 from lookaheadkv_kernels.visual.pack import NO_SCORE, pack_policy, quantise
 from lookaheadkv_kernels.visual.page import ASSETS, render_html
@@ -340,13 +341,14 @@ def test_a_browser_colours_what_python_counts(tmp_path: Path) -> None:
 
 
 def test_both_pictures_have_the_same_colours() -> None:
-    light = (ASSETS / "page.css").read_text().split("@media")[0]
+    light, dark = style_sheet().split("@media")
     for name, colours in (
         ("k", enumerate(figure_module.LEVEL_COLOURS, start=1)),
         ("m", enumerate(figure_module.MARK_COLOURS)),
     ):
         for index, colour in colours:
             assert f"--{name}{index}: {colour};" in light
+            assert f"--{name}{index}: #" in dark
 
 
 def test_levels_go_by_the_root_of_the_share() -> None:

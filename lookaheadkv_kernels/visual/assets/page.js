@@ -1,11 +1,11 @@
 "use strict";
 (() => {
-  const LEVELS = 8;
   const ROWS_HEIGHT = 96; // of the map of all heads, in CSS pixels
   const BARS_HEIGHT = 30; // of the histogram below it
   const MARKS_HEIGHT = 6; // of the band above it that shows where the marks are
   const byId = (id) => document.getElementById(id);
   const data = JSON.parse(byId("data").textContent);
+  const LEVELS = data.levels;
   const rowsPerPolicy = data.layers * data.heads;
 
   const bytesOf = (base64) => Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
@@ -32,7 +32,7 @@
     for (const count of policy.counts) policy.starts.push(policy.starts.at(-1) + count);
   }
 
-  /** Rows of the selected layers and heads. */
+  /** The rows of the selected layers and heads. */
   function selectedRows() {
     const layer = Number(byId("layer").value);
     const head = Number(byId("head").value);
@@ -45,7 +45,7 @@
     return rows;
   }
 
-  /** Per token: part of the rows that keep it, and its mean score over all of them. */
+  /** For each token: the share of the rows that keep it, and its mean score over all of them. */
   function summarise(policy, rows) {
     const share = new Float32Array(data.tokens);
     const score = new Float32Array(data.tokens);
@@ -61,7 +61,7 @@
     return { share, score, best: score.reduce((a, b) => Math.max(a, b), 0) };
   }
 
-  /** 0: nobody keeps it; 1 to 8. Shares go by their root, scores by quarters of the best one. */
+  /** 0 where no head keeps it, else 1 to LEVELS: by the root of the share, or by quarters of the best score. */
   function levelOf(summary, token, byScore) {
     const share = summary.share[token];
     if (share === 0) return 0;
@@ -100,7 +100,7 @@
     firstTokens.push(token);
   }
 
-  /** The largest of a piece's tokens. */
+  /** The largest value among a piece's tokens. */
   function overPiece(piece, valueOf) {
     let best = 0;
     for (let token = firstTokens[piece]; token < firstTokens[piece + 1]; token++) {
@@ -147,7 +147,7 @@
     column.facts.title = "Part of the selected heads' entries for the marked text that stays";
   }
 
-  // --- Maps: a row for each head, and below them which part of the selected heads keeps a token ---
+  // --- Maps: one row per head, and below them the share of the selected heads that keeps a token ---
 
   function paintMap(column, rows) {
     const { canvas, policy, summary } = column;
@@ -185,7 +185,7 @@
     paintCursor(column);
   }
 
-  /** The heads' rows alone, by pixels: a long prompt has too many entries for a rectangle each. */
+  /** The heads' rows, pixel by pixel: a long prompt has too many entries to draw one rectangle per entry. */
   function paintHeads(policy, rows, width, height, dot) {
     const canvas = document.createElement("canvas");
     [canvas.width, canvas.height] = [width, height];
