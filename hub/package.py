@@ -20,7 +20,7 @@ NAME = "lookaheadkv-kernels"
 # 0 is for kernels whose interface may still change.
 VERSION = 0
 STABLE_ABI = "torch-stable-abi210"
-# What the ops are in Python; they import nothing but torch, the standard library and each other.
+# The Python modules of the ops; they import only torch, the standard library and each other.
 MODULES = (
     "_autograd.py",
     "_checks.py",
@@ -101,7 +101,7 @@ def variant() -> str:
 
 
 def abi_problems(library: Path) -> list[str]:
-    """What keeps a library from running wherever manylinux_2_28 and torch do."""
+    """Reasons why a library would not run wherever manylinux_2_28 and torch do."""
     output = subprocess.run(
         ["readelf", "--wide", "--dynamic", "--version-info", library],
         check=True,

@@ -1,8 +1,8 @@
-"""Gradients: column_scores has one; every other op says at backward time that it has none.
+"""Gradients: column_scores has one; every other op that returns floats refuses its backward.
 
 ``torch.library.register_autograd`` takes no keyword-only tensors, and ``leftpad_k`` and
-``seqused_k`` are such, so the autograd kernels are registered on the Autograd key directly, in the
-way ``register_autograd`` itself does it.
+``seqused_k`` are such, so the autograd kernels are registered on the Autograd key directly, as
+``register_autograd`` itself does.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ def _column_scores(keyset: Any, *args: Any, **options: Any) -> Any:
     return _ColumnScores.apply(keyset, options, query, key, lse)  # type: ignore[no-untyped-call]
 
 
-# What stands for the gradient of an op that has none. It is an op of its own, and not a plain
-# `raise` in backward, because torch.compile traces the backward of every op whose inputs require
-# grad, also where nobody ever calls it: tracing must pass, running must fail.
+# Stands for the gradient of an op that has none. It is an op and not a plain `raise` in backward
+# because torch.compile traces the backward of every op whose inputs require grad, even if it is
+# never called: tracing must pass, running must fail.
 _LIBRARY.define("_no_gradient(Tensor grad, SymInt[] size, str op) -> Tensor")
 
 

@@ -1,13 +1,13 @@
 """Eviction over several processes.
 
-Tensor parallel: heads are shared out, and nothing here is needed. Scores, pool, Top-K and gather
-know one KV head at a time, so every process calls :func:`~lookaheadkv_kernels.score_and_evict` on
-its heads.
+Tensor parallel: each process has some of the heads and needs nothing from this module. Scores,
+pool, Top-K and gather treat one KV head at a time, so every process calls
+:func:`~lookaheadkv_kernels.score_and_evict` on its heads.
 
 Context parallel: each process holds a run of the prompt's keys. The rows' softmax runs over all of
-them, so log-sum-exps are merged, pools reach over the edges of a run, and the Top-K is one over
-every process's best. What is sent per layer is the log-sum-exp, a few edge scores, ``budget``
-candidates a head, and the kept entries: nothing that grows with the prompt.
+them, so log-sum-exps are merged, pools reach over the edges of a run, and the Top-K chooses among
+the best candidates of every process. Per layer, the processes send the log-sum-exp, a few edge
+scores, ``budget`` candidates per head, and the kept entries: nothing that grows with the prompt.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .unmasked import logits_of, unmasked_lse, unmasked_scores
 
 
 class Run(NamedTuple):
-    """Where a process's keys stand in the prompt."""
+    """The place of a process's keys in the prompt."""
 
     rank: int
     sizes: tuple[int, ...]  # of every process, in prompt order
@@ -37,7 +37,7 @@ class Run(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many keys it has."""
+        """Number of its keys."""
         return self.sizes[self.rank]
 
 
@@ -57,8 +57,8 @@ def score_and_evict_context_parallel(
 ) -> Evicted:
     """:func:`~lookaheadkv_kernels.score_and_evict` where processes share a prompt's keys.
 
-    Every process of the group calls it with the same arguments but for its own ``key`` and
-    ``value``. The observation rows are no prompt keys: theirs are dropped.
+    Every process of the group calls it with the same arguments, except for its own ``key`` and
+    ``value``. The observation rows are not prompt keys: their own keys are dropped.
 
     Args:
         query: the observation rows after RoPE, the same everywhere.
@@ -194,9 +194,9 @@ def _best(pooled: Tensor, run: Run, budget: int, group: dist.ProcessGroup | None
 
 
 def _from_all(part: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Entries [B, Hkv, K, D] of which each process has some and zeros else.
+    """Entries [B, Hkv, K, D], of which each process has some, and zeros in place of the others.
 
-    Added up as integers: every bit stays, and 16-bit floats need no support by the backend.
+    Their bits are summed as integers, which is exact and needs no 16-bit floats of the backend.
     """
     bits = part.contiguous().view(torch.int32)
     dist.all_reduce(bits, group=group)

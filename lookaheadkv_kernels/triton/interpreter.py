@@ -1,4 +1,4 @@
-"""Running kernels in Triton's interpreter: on CPU tensors, with NumPy, for tests without a GPU."""
+"""Runs kernels in Triton's interpreter: on CPU tensors, with NumPy, for tests without a GPU."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
     wide = {name: _widened(value) for name, value in arguments.items()}
     wide.pop("num_warps", None)
     wide.pop("num_stages", None)
-    # A GPU says nothing of the logarithm of an empty sum, or of infinity less infinity.
+    # A GPU does not warn of the logarithm of an empty sum, or of infinity minus infinity.
     with _adapted(), np.errstate(all="ignore"):
         kernel[grid](**wide)
     for name, value in arguments.items():

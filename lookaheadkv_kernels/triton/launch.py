@@ -1,4 +1,4 @@
-"""Launching kernels, and recording the launches of a call so that others can compile them."""
+"""Launches kernels, or records the launches of a call so that others can compile them."""
 
 from __future__ import annotations
 

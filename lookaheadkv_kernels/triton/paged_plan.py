@@ -1,7 +1,7 @@
 """The lengths of a paged batch, worked out on the device once for all kernels of an op.
 
-Everything that a kernel asks of ``cu_seqlens_q``, ``seq_lens`` and ``budgets`` is in one small
-tensor, clamped to what there is: the host must not look, and a GPU cannot report.
+What kernels need of ``cu_seqlens_q``, ``seq_lens`` and ``budgets`` is in one small tensor, clamped
+into range: the host cannot read it without a sync, and a GPU cannot report an error.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def plan_kernel(
     tl.store(out_plan_ptr + 3 * pitch + r, count, mask=inside)
     appended = tl.where(everything | chosen, appended, 0)
     tl.store(out_plan_ptr + 4 * pitch + r, appended, mask=inside)
-    # Of a request that takes no part nothing is dropped, its own queries neither.
+    # A request that takes no part drops nothing, its own queries included.
     kept = tl.where(everything & (budget > 0), entries, length)
     tl.store(out_kept_lens_ptr + r, tl.where(chosen, budget, kept), mask=inside)
 

@@ -1,6 +1,6 @@
 """Room 2 over a paged cache: the column scores of every request.
 
-The kernel is that of scores.py without padding; keys come as in paged_attention.py.
+The kernel is that of scores.py without padding; keys are found and loaded as in paged_attention.py.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def reduce_heads_kernel(
     LARGEST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The heads' sum, in their order, or the largest of them, for BLOCK positions of a request."""
+    """The heads' sum, in their order, or their maximum, for BLOCK positions of one request."""
     r, at = row_block(length, BLOCK)
     inside = at < tl.load(prompts_ptr + r)
     row_ptr = scores_ptr + r * stride_r + at.to(tl.int64) * stride_n
@@ -44,7 +44,7 @@ def reduce_heads_kernel(
 
 
 def reduce_heads(scores: Tensor, prompts: Tensor, largest: bool) -> Tensor:
-    """[R, Hkv, N] -> [R, 1, N]; anything behind a request's prompt."""
+    """[R, Hkv, N] -> [R, 1, N]; undefined behind a request's prompt."""
     requests, kv_heads, length = scores.shape
     reduced = scores.new_empty((requests, 1, length))
     block = 1024

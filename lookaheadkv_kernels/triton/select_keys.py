@@ -67,7 +67,7 @@ def fill_slots(
 ):
     """Behind the ``count`` kept positions: the observation rows, then -1.
 
-    With ``appended_ptr`` every batch row has a number of them of its own, behind its last key.
+    With ``appended_ptr`` the number of these differs per batch row, and they follow its last key.
     """
     if appended_ptr is not None:
         append_rows = tl.load(appended_ptr + b)

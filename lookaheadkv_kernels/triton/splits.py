@@ -14,10 +14,10 @@ MAX_ROW_IN_REGISTERS = 32768
 # Rows up to this length are pooled by the program that selects; longer ones by many, before it.
 MAX_ROW_POOLED_IN_REGISTERS = 8192
 SELECT_CHUNK = 4096
-# Wider pools are widened by doubling in memory: log2(pool) sweeps instead of pool loads a position.
+# Wider pools are widened by doubling in memory: log2(pool) sweeps, not pool loads per position.
 MAX_FUSED_POOL = 31
 HISTOGRAM_CHUNK = 8192
-# Keys of a paged request that one program takes at most.
+# The most keys of a paged request that one program takes.
 MAX_PAGED_SPLIT = 8192
 
 
@@ -28,7 +28,7 @@ class Target:
     backend: str  # "cuda", "hip" or "interpreter"
     arch: int  # 80, 90, 100 (compute capability x 10), 942 (gfx942), 0 (interpreter)
     num_sms: int
-    shared_memory: int  # bytes a program may use
+    shared_memory: int  # bytes that a program may use
 
     @property
     def has_tma(self) -> bool:
@@ -221,7 +221,7 @@ def paged_scores(
     target: Target,
     quantised: bool,
 ) -> Sweep:
-    """The same where a block table finds the keys; their addresses take registers, so few keys."""
+    """As :func:`scores` with a block table: addresses take registers, so there are fewer keys."""
     sweep = scores(units, rows, keys, head_dim, element_size, target)
     block_keys, num_warps, num_stages = sweep.block_keys, sweep.num_warps, sweep.num_stages
     one_row_tile = rows <= sweep.block_rows and element_size == 2 and target.backend == "cuda"
@@ -240,7 +240,7 @@ def paged_scores(
 def backward(
     units: int, rows: int, keys: int, head_dim: int, element_size: int, target: Target
 ) -> Sweep:
-    """The sweeps of the gradient: two matrix products a tile, so smaller tiles."""
+    """The sweeps of the gradient: two matrix products per tile, so smaller tiles."""
     width = block_dim(head_dim)
     block_rows = min(64 if width <= 128 else 32, row_tile(rows, head_dim, element_size))
     block_keys = min(64 if element_size == 2 else 32, key_tile(head_dim, element_size))

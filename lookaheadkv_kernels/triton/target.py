@@ -1,4 +1,4 @@
-"""What this process compiles for, and whether it can run kernels at all."""
+"""What this process compiles kernels for, and whether it can run them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .splits import INTERPRETER, Target
 def interpreting() -> bool:
     """Whether kernels run in Triton's interpreter: on CPU tensors, for tests without a GPU.
 
-    Asked of the environment variable alone, so that it costs no import of Triton.
+    Read from the environment variable, which costs no import of Triton.
     """
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 
 @functools.cache
 def installed() -> bool:
-    """Whether Triton is there; it is not imported for that."""
+    """Whether Triton is installed; this does not import it."""
     return importlib.util.find_spec("triton") is not None
 
 

@@ -1,4 +1,4 @@
-"""Pieces that the kernels share: folded rows, valid keys, key tiles, sums in order."""
+"""Device functions that the kernels share: programs, folded rows, valid keys, key tiles, sums."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def descriptor(tensor: Tensor, block_keys: int, block_dim: int, target: Target) 
     if not target.has_tma or tensor.numel() == 0:
         return None
     size = tensor.element_size()
-    # An expanded dimension has stride 0, which the copy engine takes for a size of its own.
+    # The copy engine misreads the stride 0 of an expanded dimension.
     aligned = all(stride > 0 and stride * size % 16 == 0 for stride in tensor.stride()[:3])
     if not aligned or tensor.data_ptr() % 16 != 0:
         return None
