@@ -1,6 +1,6 @@
 """What the compiled CUDA kernels take of each chip, read from the library: no GPU needed.
 
-`python -m bench.cuda_resources` writes docs/cuda_resources.md from the library that the
+`python -m bench.cuda_resources` writes tests/cuda/resources.md from the library that the
 installation built; tests/cuda/test_cuda_build.py looks at the same figures.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lookaheadkv_kernels._library import library_path
 
-TABLE = Path(__file__).resolve().parents[1] / "docs" / "cuda_resources.md"
+TABLE = Path(__file__).resolve().parents[1] / "tests" / "cuda" / "resources.md"
 TYPES = {
     "4bf16": "bf16",
     "4fp16": "fp16",
@@ -130,7 +130,7 @@ HEADER = """\
 # What the CUDA kernels take
 
 Written by `python -m bench.cuda_resources` from the built library; `tests/cuda/test_cuda_build.py`
-checks the same figures. Registers a thread; spilled bytes a thread (its stack); how many matrix
+checks the same figures. Registers per thread; spilled bytes per thread (its stack); how many matrix
 products (HMMA), asynchronous 16-byte copies (LDGSTS) and other 16-byte loads stand in the code.
 Template arguments: dtype, padded head dimension, where the keys lie (a tensor, or the pages of a
 cache), and what the kernel's source says.
