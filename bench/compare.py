@@ -39,7 +39,7 @@ def git(*arguments: str) -> bytes:
 
 
 def extract(revision: str, folder: Path) -> Path:
-    """The tree of a revision, in a folder named by its commit; one that is there is used again.
+    """The tree of a revision, in a folder named by its commit; an existing one is used again.
 
     Raises:
         subprocess.CalledProcessError: git does not know the revision.
@@ -103,7 +103,7 @@ class Worker:
         return line.strip()
 
     def seconds(self, call: str) -> float:
-        """Of one call, now."""
+        """Seconds of one call, made now."""
         assert self._process.stdin is not None
         print(call, file=self._process.stdin, flush=True)
         return float(self._read())
@@ -132,7 +132,7 @@ def in_turn(a: Worker, b: Worker, call: str, rounds: int) -> Batch:
 
 
 def settings_of(case: Case, options: argparse.Namespace) -> dict[str, Any]:
-    """What a worker is told."""
+    """The settings that a worker gets."""
     return {
         **asdict(case),
         "dtype": case.dtype_name,
@@ -153,8 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompt", type=int, default=8192)
     parser.add_argument("--budget", type=int, default=128)
     parser.add_argument("--call", action="append", choices=CALLS, help="repeatable; default: all")
-    parser.add_argument("--rounds", type=int, default=15, help="at a time (default: 15)")
-    parser.add_argument("--repeats", type=int, default=3, help="calls a round (default: 3)")
+    parser.add_argument("--rounds", type=int, default=15, help="per measurement (default: 15)")
+    parser.add_argument("--repeats", type=int, default=3, help="calls per round (default: 3)")
     parser.add_argument("--attempts", type=int, default=ATTEMPTS)
     parser.add_argument("--limit", type=float, default=1.2)
     parser.add_argument("--json", type=Path)

@@ -1,6 +1,6 @@
 """What the compiled CUDA kernels take of each chip, read from the library: no GPU needed.
 
-`python -m bench.cuda_resources` writes docs/cuda_resources.md from the library that the
+`python -m bench.cuda_resources` writes tests/cuda/resources.md from the library that the
 installation built; tests/cuda/test_cuda_build.py looks at the same figures.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lookaheadkv_kernels._library import library_path
 
-TABLE = Path(__file__).resolve().parents[1] / "docs" / "cuda_resources.md"
+TABLE = Path(__file__).resolve().parents[1] / "tests" / "cuda" / "resources.md"
 TYPES = {
     "4bf16": "bf16",
     "4fp16": "fp16",

@@ -1,4 +1,4 @@
-"""Facts about the GPU, as far as they can be had: `python -m bench.gpu_facts`.
+"""Facts about the GPU, as far as they are known: `python -m bench.gpu_facts`.
 
 From cuda-python (`cuda.core`) where it is installed, otherwise from torch, which knows neither
 clocks nor the width of the memory bus.
@@ -31,7 +31,7 @@ def _from_cuda_core() -> Facts:
         "clock_khz": properties.clock_rate,
         "memory_clock_khz": kilohertz,
         "memory_bus_bits": bus,
-        # Two transfers a clock, bus / 8 bytes each.
+        # Two transfers per clock, bus / 8 bytes each.
         "bandwidth_gb_s": 2 * kilohertz * bus / 8 / 1e6 if kilohertz and bus else None,
     }
 

@@ -1,7 +1,7 @@
 """Every op once on small shapes: `compute-sanitizer python -m bench.gpu_small`.
 
-No results are compared; tests/ops/test_gpu.py does that. Shapes take every kernel through its
-edges: several splits, padding, rows that are not aligned, every padded head dimension, long and
+No results are compared; tests/ops/test_gpu.py does that. The shapes cover every kernel's edge
+cases: several splits, padding, rows that are not aligned, every padded head dimension, long and
 short rows of scores, wide pools.
 """
 

@@ -49,12 +49,12 @@ class Result:
 
     @property
     def name(self) -> str:
-        """Without the room and the backend."""
+        """The setting: models, dtype, length and budget."""
         budget = "" if self.budget is None else f" budget {self.budget}"
         return f"{self.models} {self.dtype} N={self.num_prompt}{budget}"
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, percentages of what was measured in this run included."""
+        """For JSON, with percentages of the rates that were measured in this run."""
         floor = self.rates.floor(self.work)
         return {
             "room": self.room,
@@ -110,10 +110,7 @@ class Turns:
 
 
 def rounds_within(seconds: float, clock: Clock, calls: Mapping[str, Calls]) -> int:
-    """How many rounds of all calls take about that long; every call has then run on all inputs."""
-    for several in calls.values():
-        for call in several:
-            call()
+    """How many rounds of all calls, each of which has run before, take about that long."""
     once = sum(seconds_of(clock, several[0]) for several in calls.values())
     return max(LEAST_ROUNDS, min(MOST_ROUNDS, int(seconds / once)))
 
@@ -137,14 +134,14 @@ def measure(
     Args:
         benchmark: the fixture; on a GPU its timer must be `gpu_timer`.
         room: what is timed.
-        backend: whose kernels they are.
-        point: where in the grid.
-        budget: entries to keep, if that matters.
+        backend: which backend our call runs on.
+        point: the setting.
+        budget: entries to keep, where the room depends on it.
         ours: our call on each set of inputs.
         peers: theirs, by name.
-        work: what has to be done at least.
+        work: the least that has to be done.
         rates: of this device in this run.
-        rounds: as many; None: as many as ``seconds`` allow.
+        rounds: how many; None means as many as ``seconds`` allow.
         seconds: about how long to measure.
     """
     device = "cuda" if backend != "cpu" else "cpu"

@@ -14,8 +14,8 @@ from torch import Tensor
 
 import lookaheadkv_kernels as lkv
 from bench import work
-from bench.cases import LLAMA_8B, Point
-from bench.conftest import Measure
+from bench.cases import Point
+from bench.conftest import Measure, compiles
 from bench.peers.column_parallel import column_parallel_evict, column_parallel_scores
 from bench.peers.compiled import compiled_score_and_evict
 from bench.peers.eager import eager_score_and_evict, eager_scores
@@ -104,8 +104,7 @@ def test_score_and_evict(
         "row-parallel + topk": [partial(row_parallel_evict, *one, budget) for one in sets],
     }
     case = point.case
-    llama = case.num_heads == LLAMA_8B.num_heads and case.head_dim == LLAMA_8B.head_dim
-    if llama or request.config.getoption("--full"):  # compiling takes longer than the rest
+    if compiles(request.config, point):
         peers["torch.compile"] = [partial(compiled_score_and_evict, *one, budget) for one in sets]
     measure(
         "score_and_evict",

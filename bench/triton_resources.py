@@ -1,6 +1,6 @@
 """What each Triton kernel takes of a chip: compiled ahead of time for chips that need not be here.
 
-``python -m bench.triton_resources`` writes docs/triton_resources.md;
+``python -m bench.triton_resources`` writes tests/triton/resources.md;
 tests/triton/test_triton_ahead.py compiles again and compares. The launches are those that the ops
 make on meta tensors of Llama-3.1-8B's shapes, so the tiles are those that splits.py chooses.
 """
@@ -20,7 +20,7 @@ from lookaheadkv_kernels.triton import implementation
 from lookaheadkv_kernels.triton.launch import Launch, record
 from lookaheadkv_kernels.triton.splits import Target
 
-TABLE = Path(__file__).resolve().parents[1] / "docs" / "triton_resources.md"
+TABLE = Path(__file__).resolve().parents[1] / "tests" / "triton" / "resources.md"
 
 TARGETS = {
     "sm_80": Target("cuda", 80, 108, 166_912),
@@ -153,9 +153,9 @@ HEADER = """\
 
 Written by `python -m bench.triton_resources`, compared by `tests/triton/test_triton_ahead.py`.
 Launches of all ops at Llama-3.1-8B's shapes (8 KV heads, 32 rows, 32,768 prompt keys), compiled by
-Triton {version} for chips that need not be there. Shared memory in bytes a program, registers a thread
-(vector registers on gfx942), spills in bytes a thread (stores and loads together). TMA: tiles come
-through the bulk tensor copy engine. A kernel that stands twice in a case is compiled in two forms.
+Triton {version} for chips that need not be there. Shared memory in bytes per program, registers per
+thread (vector registers on gfx942), spills in bytes per thread (stores and loads together). TMA:
+tiles come through the bulk tensor copy engine. A kernel listed twice in a case has two forms.
 
 | target | dtype | D | G | kernel | warps | stages | shared | registers | spills | matrix | TMA |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |

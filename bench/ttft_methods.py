@@ -20,10 +20,10 @@ from lookaheadkv_kernels.policies.base import Policy
 
 LOOKAHEAD_ROWS = 32
 DRAFT_TOKENS = 32
-# The paper's draft model for LLaMA-3.1-8B. Others get one of their own layers, an eighth of them.
+# The paper's draft model for LLaMA-3.1-8B. Other models get one with an eighth of their layers.
 DRAFTS = {"llama-3.1-8b": "llama-3.2-1b"}
 DRAFT_SHARE = 8
-# Those whose time is a small difference to the forward's: they take part in every round.
+# Methods whose overhead is a small difference of large times take part in every round.
 QUICK = ("forward", "full cache", "lookaheadkv", "snapkv")
 
 Prefill = Callable[[Tensor], Any]  # of token ids [1, N]
@@ -114,8 +114,8 @@ def eager_prefill(model: Any, budget: int) -> Prefill:
 
 
 def methods(models: Models, budget: int) -> dict[str, Prefill]:
-    """By the names of the tables. `full cache` is the forward through our cache, nothing evicted:
-    what a method adds to it is the eviction and no other attention kernel."""
+    """Every method by its name in the tables. `full cache` is the forward through our cache with
+    nothing evicted: beyond it a method adds the eviction alone, and no other attention kernel."""
     model, modules = models.target, untrained_modules(models.target)
     policies: dict[str, Policy] = {
         "full cache": FullCache(),
@@ -133,7 +133,7 @@ def methods(models: Models, budget: int) -> dict[str, Prefill]:
 
 
 def decoders(models: Models, budget: int, ids: Tensor) -> dict[str, Callable[[], None]]:
-    """One decoding step each, behind a prompt: transformers' cache, ours uncut, ours evicted."""
+    """One decoding step after a prompt, by cache: transformers', ours uncut, ours evicted."""
     model = models.target
     argument = cache_argument(model)
     caches = {

@@ -19,7 +19,7 @@ from pathlib import Path
 from demo_prompt import FACTS
 
 MIN_TRANSFORMERS = (5, 17)
-# 3 % of the text. With this little it matters what is chosen: half of it is SnapKV's window. At 128
+# 3 % of the text. With so few entries the choice matters: half of them are SnapKV's window. At 128
 # SnapKV finds most of the facts as well, and at a few hundred everything that scores does.
 BUDGET = 64
 MIN_BUDGET = 33  # one more than SnapKV's window of 32 entries, which always stay
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if missing:
         print(f"demo: {missing}", file=sys.stderr)
         return 2
-    os.environ.setdefault("TQDM_DISABLE", "1")  # loading has a line of its own
+    os.environ.setdefault("TQDM_DISABLE", "1")  # loading prints its own line
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     # For bench.peers. Appended, so that the installed package wins over the source tree.
     sys.path.append(str(Path(__file__).resolve().parents[1]))

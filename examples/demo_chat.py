@@ -1,4 +1,4 @@
-"""Chat prompts for a model, and greedy answers from whatever cache is left of one."""
+"""Chat prompts for a model, and greedy answers from an evicted or full cache."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Chat:
     def answer(
         self, ids: list[int], cache: EvictableCache, answer_start: str, max_new_tokens: int
     ) -> Answer:
-        """Go on greedily after the prompt ``ids`` and ``answer_start``.
+        """Continue greedily after the prompt ``ids`` and ``answer_start``.
 
         Args:
             ids: of the prompt.

@@ -32,7 +32,7 @@ def marked(answer: Answer, needle: Needle) -> Text:
 
 
 def answers_table(run: Run) -> Table:
-    """One row a question, one column a policy."""
+    """One row per question, one column per policy."""
     table = Table(title=f"Answers at budget {run.budget}", title_justify="left", expand=True)
     table.add_column("question, hidden fact and its depth", ratio=3)
     names = list(run.asked[0].results)
@@ -52,7 +52,7 @@ def answers_table(run: Run) -> Table:
 
 
 def count_right(asked: list[Asked], name: str) -> int:
-    """Questions that a policy left the answer to."""
+    """How many questions a policy still answers."""
     return sum(one.needle.answered_by(one.results[name].answer.text) for one in asked)
 
 

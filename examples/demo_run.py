@@ -48,7 +48,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Contender:
-    """A policy, and itself under watch (None: nothing is evicted, so nothing can be wrong)."""
+    """A policy, and its checked twin (None where nothing is evicted, so nothing can be wrong)."""
 
     policy: Policy
     checks: Checks
@@ -64,7 +64,7 @@ class Result:
     seconds: float  # from the end of the text until the cache is cut
     evict_seconds: float = 0.0  # of which choosing and gathering, all layers
     eager_seconds: float | None = None  # the same by the paper-style code
-    choices: Sequence[Any] = ()  # what was kept, one a layer
+    choices: Sequence[Any] = ()  # what was kept, one per layer
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def common_prefix(sequences: Sequence[list[int]]) -> int:
 
 
 def load_chat(dtype: torch.dtype, weights: str, console: Console) -> tuple[Chat, LookaheadModules]:
-    """The model and its lookahead modules, with a line about how long that took.
+    """The model and its lookahead modules; prints how long loading took.
 
     ``FileNotFoundError`` if one of them is missing.
     """
@@ -113,7 +113,7 @@ def load_chat(dtype: torch.dtype, weights: str, console: Console) -> tuple[Chat,
 
 
 def contenders(modules: LookaheadModules) -> dict[str, Contender]:
-    """Who is compared, by name, in the order of the report."""
+    """The policies that are compared, by name, in the order of the report."""
     lookahead, snapkv, streaming = Checks(), Checks(), Checks()
     return {
         FULL: Contender(FullCache(), Checks()),

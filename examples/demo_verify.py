@@ -1,4 +1,4 @@
-"""Is what a policy kept right? Checked per layer and KV head against the project's reference."""
+"""Checks what a policy kept, per layer and KV head, against the project's reference."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def compare(call: LayerCall, kept: Kept, chosen: Tensor, reference: Tensor) -> A
 
 
 def count_common(a: Tensor, b: Tensor) -> int:
-    """How many of the positions a [B, H, K] are among b [B, H, M], head by head (each distinct)."""
+    """How many of the positions a [B, H, K] are among b [B, H, M], per head (distinct)."""
     return int((a[..., :, None] == b[..., None, :]).any(dim=-1).sum())
 
 
@@ -86,11 +86,11 @@ class Checks:
     """What has been found out about one policy, over layers and prompts."""
 
     agreement: Agreement = Agreement()
-    evict_seconds: list[float] = field(default_factory=list)  # a layer each, our op
-    eager_seconds: list[float] = field(default_factory=list)  # a layer each, paper-style code
+    evict_seconds: list[float] = field(default_factory=list)  # one per layer, our op
+    eager_seconds: list[float] = field(default_factory=list)  # one per layer, paper-style code
 
     def time(self, ours: Callable[[], Kept], eager: Callable[[], object] | None) -> Kept:
-        """Run ours and the eager code, note their times, return what ours kept."""
+        """Run our op and the eager code, record their times, and return what our op kept."""
         kept, seconds = timed(ours, TIMING_REPEATS)
         self.evict_seconds.append(seconds)
         if eager is not None:
@@ -131,7 +131,7 @@ class CheckedSnapKV(SnapKV):
         """As SnapKV does it."""
         layer = (call.query[:, :, -self.window :], call.key, call.value)
         ours, rest = super().evict, call.budget - self.window
-        # The eager code drops the observation entries, so it is asked for what is chosen beside.
+        # The eager code drops the observation entries: its budget is what is chosen besides them.
         kept = self.checks.time(lambda: ours(call), lambda: eager_score_and_evict(*layer, rest))
         assert kept.scores is not None
         best = select(kept.scores, rest)

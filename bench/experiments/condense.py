@@ -1,4 +1,4 @@
-"""Result folders as small data: what `docs/results/` keeps, and all that the page is made from."""
+"""Condenses result folders to the small data in `docs/results/`, from which the page is made."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def complete(folder: Path, spec: dict[str, Any]) -> bool:
 
 
 def condense(folder: Path, kind: str) -> dict[str, Any]:
-    """An experiment's results, small."""
+    """The small data of one experiment."""
     return {"accuracy": accuracy, "overhead": overhead, "sweep": sweep}[kind](folder)
 
 
@@ -83,7 +83,7 @@ def _against_chance(records: Sequence[dict[str, Any]]) -> tuple[float, float, fl
 
 
 def overhead(folder: Path) -> dict[str, Any]:
-    """What each policy's prefill takes longer than the plain one: medians and quartiles over
+    """How much longer each policy's prefill takes than the plain one: medians and quartiles over
     prompts.
     """
     data = json.loads((folder / "overhead.json").read_text())
@@ -150,7 +150,7 @@ def average(scores: Iterable[tuple[float, float]]) -> tuple[float, float]:
 
 
 class Scores:
-    """An accuracy experiment's cells, to be looked up.
+    """Look-up of the cells of accuracy experiments.
 
     Args:
         experiments: condensed; of one model and weights.

@@ -1,7 +1,7 @@
 """Trains variants of lookahead modules with the same effort, and measures them on held-out prompts.
 
-Variants that learn from the same samples share each sample's prefill and ground truth: what is left
-of a sample is 32 rows or fewer.
+Variants that learn from the same samples share each sample's prefill and ground truth; each variant
+then adds at most 32 rows of its own.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Trainee:
         return float(loss.detach())
 
     def step(self, loss: float) -> None:
-        """One optimizer step, and a checkpoint now and then."""
+        """One optimizer step; saves a checkpoint every ``checkpoint_every`` steps."""
         torch.nn.utils.clip_grad_norm_(self.modules.parameters(), self.config.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(len(self.losses), self.config)
@@ -72,7 +72,7 @@ class Trainee:
 
 
 def train_together(trainees: Sequence[Trainee], model: Any, tokenizer: Any) -> None:
-    """Train variants of the same data to the end. Those that are behind catch up first."""
+    """Train variants on the same data to the end. Those that are behind catch up first."""
     config = trainees[0].config
     first = min(len(trainee.losses) for trainee in trainees)
     samples = islice(samples_of(trainees[0].variant, tokenizer), first * config.batch_size, None)
@@ -85,11 +85,11 @@ def train_together(trainees: Sequence[Trainee], model: Any, tokenizer: Any) -> N
                 losses[place] += trainee.learn(model, target)
         for trainee, loss in zip(behind, losses, strict=True):
             trainee.step(loss)
-        told = ", ".join(
+        figures = ", ".join(
             f"{trainee.variant.name} {loss:.3f}"
             for trainee, loss in zip(behind, losses, strict=True)
         )
-        print(f"step {step + 1} of {config.steps}: {told}", flush=True)
+        print(f"step {step + 1} of {config.steps}: {figures}", flush=True)
 
 
 def run(spec: dict[str, Any], folder: Path, subject: Subject) -> None:

@@ -48,16 +48,16 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """Of its folder and of its results."""
+        """The variant's folder, and its name in the results."""
         return f"{self.num_lookahead}-{self.placement}-{self.max_prompt}-{self.responses}"
 
     @property
     def data(self) -> tuple[int, str]:
-        """Variants with the same train on the same samples."""
+        """What the samples depend on: variants with equal data train on the same samples."""
         return self.max_prompt, self.responses
 
     def modules(self, model: Any) -> LookaheadModules:
-        """New ones; all variants draw from the same seed."""
+        """New modules; those of all variants are drawn with the same seed."""
         modules = LookaheadModules(
             LookaheadConfig(
                 model=ModelShape.of(model.config),
@@ -81,7 +81,7 @@ def variants_of(spec: dict[str, Any]) -> list[Variant]:
 
 
 def samples_of(variant: Variant, tokenizer: Any) -> Iterator[tuple[list[int], list[int] | None]]:
-    """(prompt, response or None for the model's own), without an end, always the same."""
+    """Endless (prompt, response or None for the model's own) pairs, the same every time."""
     recipe = Recipe(tokenizer, seed=0, max_tokens=variant.max_prompt)
     for sample in recipe:
         if variant.responses == "recipe" or sample.response_ids is not None:

@@ -1,4 +1,4 @@
-"""Peak rates of chips, as data, and what of them is taken to be reached."""
+"""Peak rates of chips, as data, and the share of them that is assumed to be reached."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BINARY = Units(2**40, 2**30, "TiFLOP", "GiB")
 
 
 class Rates(NamedTuple):
-    """What a chip is taken to reach."""
+    """The rates that a chip is assumed to reach."""
 
     flops_per_second: float
     bytes_per_second: float

@@ -1,4 +1,4 @@
-"""The paper's figure 3: overhead ratio over context length, a line a method."""
+"""The paper's figure 3: overhead ratio over context length, one line per method."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FORMATS = (".png", ".svg")
 
 
 def check_path(path: Path) -> None:
-    """Refuse a picture of another kind before anything is computed.
+    """Refuse an unknown picture format before anything is computed.
 
     Raises:
         ValueError: the suffix is none of :data:`FORMATS`.
@@ -23,7 +23,7 @@ def check_path(path: Path) -> None:
 
 
 def write_plot(path: Path, predictions: Sequence[Prediction], title: str) -> None:
-    """Draw them.
+    """Draw the predictions.
 
     Args:
         path: of a PNG or an SVG.

@@ -26,12 +26,12 @@ class Comparison(NamedTuple):
 
     @property
     def same(self) -> bool:
-        """Do both print the same?"""
+        """Whether both print the same."""
         return self.ours == self.paper
 
 
 def is_paper_table(setting: Setting, hardware: Hardware, accounting: Accounting) -> bool:
-    """Is this what the paper's tables are about?"""
+    """Whether this is the setting of the paper's tables."""
     return (setting, hardware, accounting) == (paper_setting(), HARDWARE[PAPER.chip], PAPER)
 
 
@@ -78,7 +78,7 @@ def heading(setting: Setting, hardware: Hardware, accounting: Accounting) -> str
 
 
 def table(predictions: Sequence[Prediction], accounting: Accounting) -> str:
-    """One row a context and method."""
+    """One row per context and method."""
     units = accounting.units
     head = [
         "context",
@@ -133,7 +133,7 @@ def paper_table(predictions: Sequence[Prediction]) -> str:
 
 
 def breakdown(predictions: Sequence[Prediction], accounting: Accounting) -> str:
-    """One row a phase; what was solved from printed cells is marked."""
+    """One row per phase; what was solved from printed cells is marked."""
     units = accounting.units
     rows = [
         ["context", METHOD_COLUMN, PHASE_COLUMN, units.flop_name, units.byte_name, "ms", "timing"]

@@ -77,7 +77,7 @@ class Prediction:
 
     @property
     def overhead_ratio(self) -> float:
-        """The overhead as a part of the forward pass alone."""
+        """The overhead divided by the time of the forward pass alone."""
         return self.overhead / self.baseline
 
 
@@ -106,7 +106,7 @@ def predict(
     Args:
         setting: model, budget and sizes of the method.
         hardware: the chip.
-        method: e.g. ``"lookaheadkv"``; ``accounting.workloads`` has all.
+        method: such as ``"lookaheadkv"``; ``accounting.workloads`` lists them all.
         context: prompt tokens.
         accounting: :data:`OURS` or :data:`PAPER`.
 

@@ -19,8 +19,8 @@ VALUE_BYTES = 2  # weights, activations, keys and values
 SCORE_BYTES = 4  # scores and indices
 LAQ_WINDOW = 8  # prompt rows in LAQ's second scoring
 
-# roofline: compute and memory overlap, the longer one counts; serial: they add up; untimed: a
-# printed FLOP or byte that no printed time contains.
+# roofline: compute and memory overlap, and the longer one counts; serial: they add up; compute and
+# memory: that one alone counts; untimed: no printed time contains these FLOPs and bytes.
 Timing = Literal["roofline", "serial", "compute", "memory", "untimed"]
 
 
@@ -32,7 +32,7 @@ class Phase:
         name: what it does.
         flops: operations.
         bytes: read from and written to the chip's memory.
-        timing: how the two make a time.
+        timing: how a time follows from the two.
         solved: not derived from the method, but chosen so that the paper's printed cells come out.
     """
 
@@ -50,12 +50,12 @@ class Setting:
     Args:
         model: the model.
         draft: the model that drafts for SpecKV.
-        budget: entries kept a KV head.
+        budget: entries kept per KV head.
         window: prompt rows that observe in SnapKV, SpecKV and LAQ; they stay, inside the budget.
         num_lookahead: LookaheadKV's learned rows.
-        draft_tokens: that SpecKV and LAQ write.
+        draft_tokens: tokens that SpecKV and LAQ draft.
         lora_rank: of LookaheadKV's LoRA.
-        lora_linears: which of a layer's linear maps have it.
+        lora_linears: which of a layer's linear maps have LoRA.
 
     Raises:
         ValueError: a number below 1, or linear maps that do not exist.
@@ -86,7 +86,7 @@ class Setting:
         )
 
     def kept(self, context: int) -> int:
-        """Entries that are left of ``context``."""
+        """How many entries of ``context`` are kept."""
         return min(self.budget, context)
 
     def observing(self, context: int) -> int:
@@ -143,7 +143,7 @@ def triangle(rows: int) -> int:
 
 
 def prefill(model: ModelFacts, context: int, appended: int = 0) -> list[Phase]:
-    """One pass over a prompt and rows behind it, and the logits of the prompt's last row."""
+    """One pass over a prompt and rows appended to it, and the logits of the prompt's last row."""
     rows = context + appended
     shape = model.shape
     linear = model.num_linear_parameters
