@@ -73,7 +73,6 @@ struct PagedInputs {
   std::vector<float> scales;
   KeyScale key_scale;
   double scale;
-  std::vector<double> logits_scale;
 
   PagedInputs(std::mt19937& random, int turn, int64_t rows, int longest)
       : pages(random, rows, longest),
@@ -138,22 +137,17 @@ struct PagedInputs {
     paged.batch = {pages.requests, num_rows, max_seq_len, pages.starts.data(),
                    pages.lengths.data()};
     const TensorView view = k.view();
-    paged.cache.dtype = dtype;
-    paged.cache.quantised = quantised;
-    paged.cache.num_blocks = pages.num_blocks;
-    paged.cache.page_size = pages.page_size;
-    paged.cache.scale = key_scale;
-    if (quantised == Quantised::kNone) {
-      paged.cache.data = view.data;
-      paged.cache.stride_block = view.stride_b;
-      paged.cache.stride_slot = view.stride_s;
-      paged.cache.stride_h = view.stride_h;
-    } else {
-      paged.cache.data = bytes.data();
-      paged.cache.stride_h = dim;
-      paged.cache.stride_slot = heads * dim;
-      paged.cache.stride_block = pages.page_size * heads * dim;
-    }
+    const int64_t slots = heads * pages.page_size;
+    const bool plain = quantised == Quantised::kNone;
+    paged.cache = {plain ? view.data : bytes.data(),
+                   dtype,
+                   quantised,
+                   pages.num_blocks,
+                   pages.page_size,
+                   plain ? view.stride_b : slots * dim,
+                   plain ? view.stride_s : heads * dim,
+                   plain ? view.stride_h : dim,
+                   key_scale};
     paged.table = {pages.table.data(), pages.max_blocks};
     paged.query = q.view();
     paged.query.stride_b = 0;
