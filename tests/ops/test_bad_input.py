@@ -284,6 +284,7 @@ def test_compile_reports_the_same_error():
     assert message in str(caught.value)
 
 
+@compiled_cpu
 def test_compiled_program_checks_again():
     """What tracing could not know fails when the program runs, with the op's message."""
 
