@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .adakv import AdaKV
-from .base import Chunk, Kept, LayerCall, Policy, Prefiller, Reading, Watcher
+from .base import Chunk, DraftingPolicy, Kept, LayerCall, Policy, Prefiller, Reading, Watcher
 from .budget import Budget
 from .full import FullCache
 from .h2o import H2O
@@ -26,6 +26,7 @@ __all__ = [
     "AdaKV",
     "Budget",
     "Chunk",
+    "DraftingPolicy",
     "FullCache",
     "Kept",
     "LayerCall",

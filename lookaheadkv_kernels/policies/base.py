@@ -160,7 +160,7 @@ class Policy(ABC):
     def prefill(
         self, prefiller: Prefiller[P, C, D], prompt: P, budget: Budget, cache: C | None
     ) -> D:
-        """Run the prompt and evict; a policy that drafts first calls ``row_by_row`` instead.
+        """Run the prompt and evict.
 
         Args:
             prefiller: runs the model.
@@ -169,6 +169,27 @@ class Policy(ABC):
             cache: what earlier turns left, of the prefiller's kind; None in the first turn.
         """
         return prefiller.one_pass(self, prompt, budget, cache)
+
+
+class DraftingPolicy(Policy):
+    """A policy that reads each row whole, writes a draft from its full cache, and then cuts it."""
+
+    @abstractmethod
+    def finish(self, reading: Reading, budget: Budget) -> None:
+        """Draft from one row's full cache, and cut it.
+
+        Raises:
+            ValueError: a prompt that cannot be drafted from.
+            RuntimeError: the budget cannot hold what the policy pins.
+        """
+
+    def prefill(
+        self, prefiller: Prefiller[P, C, D], prompt: P, budget: Budget, cache: C | None
+    ) -> D:
+        """Prefill, draft and cut, row by row."""
+        return prefiller.row_by_row(
+            self, prompt, cache, lambda reading: self.finish(reading, budget)
+        )
 
 
 class Reading(Protocol):

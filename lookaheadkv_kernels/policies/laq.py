@@ -7,13 +7,13 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..unmasked import unmasked_scores
-from .base import C, D, LayerCall, P, Prefiller, Reading
+from .base import DraftingPolicy, LayerCall, Reading
 from .budget import Budget, check_at_least
 from .scoring import ScorePolicy
 from .snapkv import SnapKV
 
 
-class LAQ(ScorePolicy):
+class LAQ(DraftingPolicy, ScorePolicy):
     """Lookahead queries: SnapKV, a greedy draft from what it left, then a second choice.
 
     The draft's queries and those of the last ``window`` prompt rows score all prompt keys alike,
@@ -55,13 +55,7 @@ class LAQ(ScorePolicy):
         scores = unmasked_scores(call.query, call.key, call.scale)
         return scores[:, :, : call.num_prompt - window]
 
-    def prefill(
-        self, prefiller: Prefiller[P, C, D], prompt: P, budget: Budget, cache: C | None
-    ) -> D:
-        """Prefill, draft, choose: row by row."""
-
-        def finish(reading: Reading) -> None:
-            draft = reading.draft_queries(self.first_choice, budget, self.draft_tokens)
-            reading.cut(self, budget, self.scoring_window, draft)
-
-        return prefiller.row_by_row(self, prompt, cache, finish)
+    def finish(self, reading: Reading, budget: Budget) -> None:
+        """Write the draft from a copy that SnapKV cut, then choose by its queries."""
+        draft = reading.draft_queries(self.first_choice, budget, self.draft_tokens)
+        reading.cut(self, budget, self.scoring_window, draft)

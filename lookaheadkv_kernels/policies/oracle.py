@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from .base import C, D, Kept, LayerCall, P, Policy, Prefiller, Reading
+from .base import C, D, DraftingPolicy, Kept, LayerCall, P, Prefiller, Reading
 from .budget import Budget, check_at_least
 
 
-class Oracle(Policy):
+class Oracle(DraftingPolicy):
     """Mean attention of the answer's rows over [prompt; answer], Top-K; nothing is pinned.
 
     These are the ground-truth scores of paper section 2, which lookahead modules learn to predict,
@@ -57,12 +57,12 @@ class Oracle(Policy):
                 f"policy {self.name!r}: {len(self.responses)} responses for a batch of "
                 f"{prompt.batch}; give one a row"
             )
+        return super().prefill(prefiller, prompt, budget, cache)
 
-        def finish(reading: Reading) -> None:
-            if self.responses is None:
-                answer = reading.answer(self.max_tokens)
-            else:
-                answer = list(self.responses[reading.row][: self.max_tokens])
-            reading.cut_behind(self, budget, 0, answer)
-
-        return prefiller.row_by_row(self, prompt, cache, finish)
+    def finish(self, reading: Reading, budget: Budget) -> None:
+        """Answer, and run the answer behind the prompt."""
+        if self.responses is None:
+            answer = reading.answer(self.max_tokens)
+        else:
+            answer = list(self.responses[reading.row][: self.max_tokens])
+        reading.cut_behind(self, budget, 0, answer)

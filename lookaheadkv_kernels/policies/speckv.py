@@ -7,12 +7,12 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from ..ops import column_scores
-from .base import C, D, LayerCall, P, Prefiller, Reading
+from .base import DraftingPolicy, LayerCall, Reading
 from .budget import Budget, check_at_least
 from .scoring import ScorePolicy
 
 
-class SpecKV(ScorePolicy):
+class SpecKV(DraftingPolicy, ScorePolicy):
     """Mean attention of the last ``window`` prompt rows and of a draft, max-pooled, Top-K.
 
     The draft model answers greedily; the target then runs prompt and draft, and the window's and
@@ -50,17 +50,11 @@ class SpecKV(ScorePolicy):
         """Rows and entries end with the draft; the window before it has no score."""
         return column_scores(call.query, call.key, scale=call.scale)
 
-    def prefill(
-        self, prefiller: Prefiller[P, C, D], prompt: P, budget: Budget, cache: C | None
-    ) -> D:
-        """Prefill, draft, run the draft behind the prompt: row by row.
+    def finish(self, reading: Reading, budget: Budget) -> None:
+        """Let the draft model answer, and run its draft behind the prompt.
 
         Raises:
-            ValueError: a later turn; a prompt of embeddings; a draft model with another tokenizer.
+            ValueError: a prompt of embeddings; a draft model with another tokenizer.
         """
-
-        def finish(reading: Reading) -> None:
-            draft = reading.answer_of(self.draft_model, self.draft_tokens, self.name)
-            reading.cut_behind(self, budget, self.window, draft)
-
-        return prefiller.row_by_row(self, prompt, cache, finish)
+        draft = reading.answer_of(self.draft_model, self.draft_tokens, self.name)
+        reading.cut_behind(self, budget, self.window, draft)
