@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -55,41 +55,25 @@ class Result:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, with percentages of the rates that were measured in this run."""
-        floor = self.rates.floor(self.work)
+        floor, rates = self.rates.floor(self.work), self.rates
+        data = {**asdict(self), "floor_seconds": floor}
+        del data["work"], data["rates"]
+        shares = {
+            "floor": floor,
+            "copy_bandwidth": self.work.bytes / rates.bytes_per_second,
+            "gemm_rate": self.work.flops / rates.flops_per_second,
+        }
+        for name, least in shares.items():
+            data[f"percent_of_{name}"] = 100 * least / self.seconds
+        for peer in data["peers"].values():
+            ratio = peer.pop("ratio")
+            peer |= {"ratio": ratio["value"], "low": ratio["low"], "high": ratio["high"]}
         return {
-            "room": self.room,
-            "backend": self.backend,
-            "models": self.models,
-            "num_prompt": self.num_prompt,
-            "dtype": self.dtype,
-            "budget": self.budget,
-            "rounds": self.rounds,
-            "seconds": self.seconds,
+            **data,
             "bytes": self.work.bytes,
             "flops": self.work.flops,
-            "floor_seconds": floor,
-            "percent_of_floor": 100 * floor / self.seconds,
-            "percent_of_copy_bandwidth": 100
-            * self.work.bytes
-            / self.seconds
-            / self.rates.bytes_per_second,
-            "percent_of_gemm_rate": 100
-            * self.work.flops
-            / self.seconds
-            / self.rates.flops_per_second,
-            "copy_bytes_per_second": self.rates.bytes_per_second,
-            "gemm_flops_per_second": self.rates.flops_per_second,
-            "peak_extra_bytes": self.peak_extra_bytes,
-            "peers": {
-                name: {
-                    "seconds": peer.seconds,
-                    "ratio": peer.ratio.value,
-                    "low": peer.ratio.low,
-                    "high": peer.ratio.high,
-                    "peak_extra_bytes": peer.peak_extra_bytes,
-                }
-                for name, peer in self.peers.items()
-            },
+            "copy_bytes_per_second": rates.bytes_per_second,
+            "gemm_flops_per_second": rates.flops_per_second,
         }
 
 

@@ -28,35 +28,12 @@ from bench.work import usual_dtype_name
 from lookaheadkv_kernels.integrations.transformers.attention import attach
 
 # What the paper measured for LLaMA-3.1-8B on an H100 (table 5): TTFT and overhead in ms.
+PAPER_METHODS = ("forward", "lookaheadkv", "snapkv", "speckv", "laq")
 PAPER = {
-    4096: {
-        "forward": (130, None),
-        "lookaheadkv": (141, 11.38),
-        "snapkv": (143, 13.14),
-        "speckv": (223, 92.42),
-        "laq": (637, 506.58),
-    },
-    8192: {
-        "forward": (291, None),
-        "lookaheadkv": (302, 10.88),
-        "snapkv": (311, 20.17),
-        "speckv": (411, 120.51),
-        "laq": (800, 509.38),
-    },
-    16384: {
-        "forward": (658, None),
-        "lookaheadkv": (677, 18.50),
-        "snapkv": (695, 37.12),
-        "speckv": (866, 207.31),
-        "laq": (1182, 523.54),
-    },
-    32768: {
-        "forward": (1760, None),
-        "lookaheadkv": (1798, 38.04),
-        "snapkv": (1838, 77.67),
-        "speckv": (2263, 502.87),
-        "laq": (2314, 553.68),
-    },
+    4096: ((130, None), (141, 11.38), (143, 13.14), (223, 92.42), (637, 506.58)),
+    8192: ((291, None), (302, 10.88), (311, 20.17), (411, 120.51), (800, 509.38)),
+    16384: ((658, None), (677, 18.50), (695, 37.12), (866, 207.31), (1182, 523.54)),
+    32768: ((1760, None), (1798, 38.04), (1838, 77.67), (2263, 502.87), (2314, 553.68)),
 }
 PAPER_MODEL = "llama-3.1-8b"
 
@@ -150,7 +127,8 @@ def main() -> None:
     for length in options.length or ([4096, 8192, 16384, 32768] if on_gpu else [1024, 4096]):
         rows = measure_prefill(models, length, options.budget, options.rounds, options.slow_rounds)
         speed = measure_decoding(models, length, options.budget, options.decode_steps)
-        paper = PAPER.get(length, {}) if options.model == PAPER_MODEL else {}
+        known = options.model == PAPER_MODEL and length in PAPER
+        paper = dict(zip(PAPER_METHODS, PAPER[length], strict=True)) if known else {}
         results[length] = {"methods": rows, "decode": speed, "paper": paper}
         print("\n" + "\n".join(length_section(length, results[length])), flush=True)
     if options.json:

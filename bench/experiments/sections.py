@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -223,8 +223,10 @@ def _how(data: dict[str, Any]) -> str:
     )
 
 
-def _figures(data: dict[str, Any], label: Any, variants: Sequence[Variant]) -> list[str]:
-    """A row for each variant and SnapKV: KL and kept mass by kind."""
+def _figures(
+    data: dict[str, Any], label: Callable[[Variant], str], variants: Sequence[Variant]
+) -> list[str]:
+    """One row per variant, and one for SnapKV: KL and kept mass by kind."""
     found, budgets = _swept(data), data["facts"]["budgets"]
     head = ["", *(f"KL, {kind}" for kind in found)]
     head += [f"mass at {budget}, {kind}" for kind in found for budget in budgets]
@@ -242,75 +244,68 @@ def _mean_kl(data: dict[str, Any], variant: Variant) -> float:
     return sum(found[kind][variant.name]["kl"] for kind in found) / len(found)
 
 
+def _section(
+    data: dict[str, Any],
+    title: str,
+    picture: str,
+    label: Callable[[Variant], str],
+    more: str = "",
+) -> list[str]:
+    """A sweep's section around its picture; ``label`` names a variant in the table."""
+    figures = _figures(data, label, variants_of(data["facts"]))
+    return [f"## {title}", "", _how(data) + more, "", picture, "", *figures, ""]
+
+
 def ablation(data: Data, folder: Path) -> list[str]:
     """Paper table 3: lookahead size and LoRA placement."""
     mine = data["ablation"]
-    variants = variants_of(mine["facts"])
     lines: dict[str, list[tuple[float, float]]] = {}
-    for variant in variants:
+    for variant in variants_of(mine["facts"]):
         point = (variant.num_lookahead, _mean_kl(mine, variant))
         lines.setdefault(variant.placement, []).append(point)
     plots.lines_plot(
         folder / "ablation.png", lines, xlabel="lookahead tokens", ylabel="held-out KL"
     )
-    return [
-        "## Lookahead size and LoRA placement",
-        "",
-        _how(mine),
-        "",
+    return _section(
+        mine,
+        "Lookahead size and LoRA placement",
         "![ablation](results/ablation.png)",
-        "",
-        *_figures(mine, lambda v: f"{v.num_lookahead} tokens, {v.placement}", variants),
-        "",
-    ]
+        lambda v: f"{v.num_lookahead} tokens, {v.placement}",
+    )
 
 
 def training_length(data: Data, folder: Path) -> list[str]:
     """Paper figure 6: training context length."""
     mine = data["training-length"]
-    variants = variants_of(mine["facts"])
     found = _swept(mine)
     lines: dict[str, list[tuple[float, float]]] = {
-        f"trained to {variant.max_prompt}": [
-            (int(kind), found[kind][variant.name]["kl"]) for kind in found
-        ]
-        for variant in variants
+        f"trained to {v.max_prompt}": [(int(kind), found[kind][v.name]["kl"]) for kind in found]
+        for v in variants_of(mine["facts"])
     }
     plots.lines_plot(
         folder / "training-length.png", lines, xlabel="prompt, tokens", ylabel="held-out KL"
     )
-    return [
-        "## Training context length",
-        "",
-        _how(mine),
-        "",
+    return _section(
+        mine,
+        "Training context length",
         "![training context length](results/training-length.png)",
-        "",
-        *_figures(mine, lambda v: f"trained to {v.max_prompt} tokens", variants),
-        "",
-    ]
+        lambda v: f"trained to {v.max_prompt} tokens",
+    )
 
 
 def responses(data: Data, folder: Path) -> list[str]:
     """Paper figure 7: generated or source responses."""
     mine = data["responses"]
-    variants = variants_of(mine["facts"])
-    found = _swept(mine)
-    bars = {
-        kind: {variant.responses: found[kind][variant.name]["kl"] for variant in variants}
-        for kind in found
-    }
+    found, variants = _swept(mine), variants_of(mine["facts"])
+    bars = {kind: {v.responses: found[kind][v.name]["kl"] for v in variants} for kind in found}
     plots.bars_plot(folder / "responses.png", bars, ylabel="held-out KL")
-    return [
-        "## Generated and source responses",
-        "",
-        _how(mine) + " Prompts whose text has a response; trained on that, or on the model's own.",
-        "",
+    return _section(
+        mine,
+        "Generated and source responses",
         "![responses](results/responses.png)",
-        "",
-        *_figures(mine, lambda v: f"{v.responses} responses", variants),
-        "",
-    ]
+        lambda v: f"{v.responses} responses",
+        " Prompts whose text has a response; trained on that, or on the model's own.",
+    )
 
 
 # Section, and the experiments whose results it takes.
