@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import sys
+import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,14 +29,19 @@ def _base_seed() -> int:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """In a process of pytest-xdist: one thread, here and in what tests start.
+    """One thread in a process of pytest-xdist, and an own cache where instruction sets are hidden.
 
-    There is such a process for every core. Tests about threads ask for several themselves; without
-    pytest-xdist the number of threads is torch's choice.
+    Such a process is there for every core, and what tests start has one thread, too. Tests about
+    threads ask for several themselves; without pytest-xdist their number is torch's choice.
     """
     if hasattr(config, "workerinput"):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    # torch's cache of compiled code does not tell these environments apart: code that was compiled
+    # where AVX-512 is hidden crashes where it is not.
+    if (hidden := os.environ.get("ATEN_CPU_CAPABILITY")) is not None:
+        folder = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}_{hidden}"
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 @pytest.hookimpl(optionalhook=True)
