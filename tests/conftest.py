@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import sys
-import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +14,9 @@ import torch
 import lookaheadkv_kernels as lkv
 from lookaheadkv_kernels import triton
 
+ROOT = Path(__file__).resolve().parents[1]
 # For bench.peers. Appended, so that the installed package wins over the source tree.
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(ROOT))
 
 # LOOKAHEADKV_BACKEND=triton runs every test of the ops on Triton's kernels instead: on a GPU, or
 # with TRITON_INTERPRET=1 on CPU tensors.
@@ -29,7 +28,7 @@ def _base_seed() -> int:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One thread in a process of pytest-xdist, and an own cache where instruction sets are hidden.
+    """One thread in a process of pytest-xdist, and a cache of compiled code for this CPU.
 
     Such a process is there for every core, and what tests start has one thread, too. Tests about
     threads ask for several themselves; without pytest-xdist their number is torch's choice.
@@ -37,11 +36,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    # torch's cache of compiled code does not tell these environments apart: code that was compiled
-    # where AVX-512 is hidden crashes where it is not.
-    if (hidden := os.environ.get("ATEN_CPU_CAPABILITY")) is not None:
-        folder = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}_{hidden}"
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    # torch's cache of compiled code does not tell hidden instruction sets apart: code that was
+    # compiled where AVX-512 is hidden crashes where it is not. So each has a folder of its own here.
+    folder = ROOT / "build" / f"inductor-{torch.backends.cpu.get_cpu_capability().lower()}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 @pytest.hookimpl(optionalhook=True)
