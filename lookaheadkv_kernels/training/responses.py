@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from .._differences import differences
-from .._interrupts import Interrupted, number_of
+from .._interrupts import Interrupted, held_back, number_of
 from ..integrations.transformers.cache import EvictableCache
 from ..integrations.transformers.greedy import greedy_answer, next_logits
 from ..lookahead.files import write_atomically
@@ -113,26 +114,23 @@ class ResponsesFile:
             if self._overwrite:  # first, so that no old record is ever beside new facts
                 self.output.unlink(missing_ok=True)
             write_atomically(self._facts_path, (json.dumps(self._facts, indent=1) + "\n").encode())
-        written = 0
+        before = self.done
         with (
             self.output.open("ab") as file,
             tqdm(initial=self.done, total=self.total, desc="responses") as bar,
         ):
             self._cut_half_line()
-            for number, record in enumerate(records_of(self.prompts)):
-                if number < self.done:
-                    continue
-                try:
+            try:
+                for record in itertools.islice(records_of(self.prompts), before, None):
                     line = self._answered(record, model, bar)
-                    _append(file, line)
-                except KeyboardInterrupt as interrupt:
-                    raise Interrupted(
-                        f"{number} of {self.total} responses are in {self.output}",
-                        number_of(interrupt),
-                    ) from interrupt
-                written += 1
-                bar.update()
-        return written
+                    with held_back():
+                        _append(file, line)
+                        self.done += 1
+                    bar.update()
+            except KeyboardInterrupt as interrupt:
+                saved = f"{self.done} of {self.total} responses are in {self.output}"
+                raise Interrupted(saved, number_of(interrupt)) from interrupt
+        return self.done - before
 
     def _cut_half_line(self) -> None:
         content = self.output.read_bytes()

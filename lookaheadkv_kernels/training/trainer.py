@@ -256,6 +256,8 @@ class Trainer:
         ):
             try:
                 self._train(progress)
+                if main:
+                    save_modules(self.modules, self.output, training=self._record)
             except KeyboardInterrupt as interrupt:
                 with held_back():
                     saved = self._save(progress)
@@ -264,8 +266,6 @@ class Trainer:
             except Exception as error:
                 logger.error(f"training ends early: {self._save(progress)} ({error})")
                 raise
-        if main:
-            save_modules(self.modules, self.output, training=self._record)
         self.accelerator.wait_for_everyone()
         return Result(progress.losses, progress.evaluations)
 
