@@ -60,7 +60,8 @@ class Kernel:
         rest = rest[1:] if rest.startswith("I") else ""
         while rest and not rest.startswith("E"):
             token = re.match(
-                r"NS\d?_(4[bf][fp]16|8InTensor|7InPages|15InWeightedPages)E|L[ib](\d+)E|([ftj])|S\d?_", rest
+                r"NS\d?_(4[bf][fp]16|\d+In(?:Tensor|(?:Weighted)?Pages))E|L[ib](\d+)E|([ftj])|S\d?_",
+                rest,
             )
             assert token is not None, self.symbol
             arguments.append(TYPES[token[1] or token[3]] if token[1] or token[3] else token[2])
@@ -133,8 +134,8 @@ HEADER = """\
 Written by `python -m bench.cuda_resources` from the built library; `tests/cuda/test_cuda_build.py`
 checks the same figures. Registers per thread; spilled bytes per thread (its stack); how many matrix
 products (HMMA), asynchronous 16-byte copies (LDGSTS) and other 16-byte loads stand in the code.
-Template arguments: dtype, padded head dimension, where the keys lie (a tensor, the pages of a cache,
-or pages whose entries have their own scales: weighted), and what the kernel's source says.
+Template arguments: dtype, padded head dimension, where the keys lie (a tensor, the pages of a
+cache, or pages whose entries have their own scales: weighted), and what the kernel's source says.
 
 | chip | kernel | registers | spilled | HMMA | LDGSTS | LDG.128 |
 | --- | --- | --- | --- | --- | --- | --- |
