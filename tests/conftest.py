@@ -42,8 +42,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    # torch's cache of compiled code does not tell hidden instruction sets apart: code that was
-    # compiled where AVX-512 is hidden crashes where it is not. So each has a folder of its own here.
+    # The cache of compiled code does not tell hidden instruction sets apart: what was compiled
+    # where AVX-512 is hidden crashes where it is not. So each capability has its own folder here.
     folder = ROOT / "build" / f"inductor-{torch.backends.cpu.get_cpu_capability().lower()}"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
