@@ -323,6 +323,15 @@ def wait_for(reached: Callable[[], bool], process: subprocess.Popen[Any]) -> Non
         time.sleep(0.005)
 
 
+def test_a_reader_that_has_gone_is_no_error() -> None:
+    command = [sys.executable, "-m", "lookaheadkv_kernels", "params"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()  # as `| head -0` does
+    assert process.stderr.read() == b""
+    assert process.wait(60) == 141
+
+
 def test_signals_are_held_back_and_then_take_effect() -> None:
     done = []
     with raised():
