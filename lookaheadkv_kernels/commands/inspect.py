@@ -58,7 +58,6 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from ..evaluation.inspection import inspect_prompt
-    from ..integrations.transformers.api import check_supported
     from ..integrations.transformers.attention import attach
     from ..integrations.transformers.loading import load
     from ..policies.budget import check_at_least, check_budget
@@ -69,7 +68,6 @@ def run(arguments: argparse.Namespace) -> int:
     model, tokenizer = load(
         arguments.model, dtype=getattr(torch, arguments.dtype), device=arguments.device
     )
-    check_supported(model)
     attach(model)
     for value in arguments.budget:
         check_budget(value, model.config.num_hidden_layers)
