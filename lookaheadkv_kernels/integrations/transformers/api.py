@@ -116,7 +116,7 @@ class Eviction:
         attention_mask: Tensor | None,
         **tokens: Tensor | None,
     ) -> Prefilled:
-        check_budget(budget, self.runner.num_layers)
+        budget = check_budget(budget, self.runner.num_layers)
         if cache is not None and not isinstance(cache, EvictableCache):
             raise ValueError(
                 f"eviction cannot go on from a {type(cache).__name__}: start without a cache, or "
@@ -187,7 +187,7 @@ class Eviction:
         Raises:
             RuntimeError: another thread is in a block of the same model.
         """
-        check_budget(budget, self.runner.num_layers)
+        budget = check_budget(budget, self.runner.num_layers)
         plain, plain_generate = self.model.forward, self.model.generate
         name = cache_argument(self.model)
 
