@@ -7,6 +7,7 @@ that names the checksum of weights it does not find, which is an error, never a 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -36,9 +37,21 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+        sync(path.parent)  # the new name, too, is on the disk
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    # Some file systems cannot sync a folder, and need not.
+    try:
+        with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
+            os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def save_modules(
@@ -82,14 +95,18 @@ def training_record(folder: str | Path) -> dict[str, Any]:
     return record
 
 
-def load_modules(folder: str | Path) -> LookaheadModules:
-    """Read what :func:`save_modules` wrote; on the CPU, in the dtype of the file.
+def read_config(folder: str | Path) -> LookaheadConfig:
+    """The configuration of the modules in ``folder``, without their weights.
 
     Raises:
         FileNotFoundError: there are no lookahead modules in ``folder``.
-        ValueError: a file is damaged, of another format version, or the two do not belong together.
+        ValueError: the file is damaged, or of another format version.
     """
-    folder = Path(folder)
+    return LookaheadConfig.from_dict(_config_data(Path(folder))[0])
+
+
+def _config_data(folder: Path) -> tuple[dict[str, Any], Any]:
+    """What ``config.json`` says of the modules, and the checksum of their weights."""
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"no lookahead modules in {folder}: {name} is missing")
@@ -99,9 +116,20 @@ def load_modules(folder: str | Path) -> LookaheadModules:
         raise ValueError(f"{folder / CONFIG_FILE} is damaged: {error}") from error
     if not isinstance(data, dict):
         raise ValueError(f"{folder / CONFIG_FILE} is damaged: not a JSON object")
-    weights = (folder / WEIGHTS_FILE).read_bytes()
-    expected = data.pop("weights_sha256", None)
     data.pop("training", None)
+    return data, data.pop("weights_sha256", None)
+
+
+def load_modules(folder: str | Path) -> LookaheadModules:
+    """Read what :func:`save_modules` wrote; on the CPU, in the dtype of the file.
+
+    Raises:
+        FileNotFoundError: there are no lookahead modules in ``folder``.
+        ValueError: a file is damaged, of another format version, or the two do not belong together.
+    """
+    folder = Path(folder)
+    data, expected = _config_data(folder)
+    weights = (folder / WEIGHTS_FILE).read_bytes()
     config = LookaheadConfig.from_dict(data)
     if hashlib.sha256(weights).hexdigest() != expected:
         raise ValueError(

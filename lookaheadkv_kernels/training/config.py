@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any
+
+# When checkpoints are written changes no result.
+FREE = ("checkpoint_every", "checkpoint_minutes")
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,8 @@ class TrainingConfig:
         seed: of the initial weights and of everything random in the data.
         checkpointing: recompute layers in backward to save memory.
         checkpoint_every: steps between checkpoints.
+        checkpoint_minutes: most minutes between checkpoints, as soon as a step has ended; 0: only
+            steps count.
         eval_every: steps between evaluations on held-out samples; 0 switches them off.
         eval_samples: held-out samples of an evaluation.
     """
@@ -37,6 +43,7 @@ class TrainingConfig:
     seed: int = 0
     checkpointing: bool = False
     checkpoint_every: int = 25
+    checkpoint_minutes: float = 10.0
     eval_every: int = 0
     eval_samples: int = 16
 
@@ -44,10 +51,17 @@ class TrainingConfig:
         for name in ("steps", "batch_size", "max_prompt", "max_response", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training: {name} must be >= 1, got {getattr(self, name)}")
+        for name in ("checkpoint_minutes", "eval_every"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"training: {name} must be >= 0, got {getattr(self, name)}")
+        if self.eval_every and self.eval_samples < 1:
+            raise ValueError(f"training: eval_samples must be >= 1, got {self.eval_samples}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"training: warmup must be in [0, 1), got {self.warmup}")
-        if self.learning_rate <= 0:
-            raise ValueError(f"training: learning_rate must be > 0, got {self.learning_rate}")
+        for name in ("learning_rate", "clip"):
+            value = getattr(self, name)
+            if not value > 0 or (name == "learning_rate" and not isfinite(value)):
+                raise ValueError(f"training: {name} must be > 0, got {value}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from .records import check_file, encode_record, parse
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", ".c", ".cpp", ".h", ".java", ".js", ".tex")
 
@@ -26,65 +29,59 @@ class JsonlSamples:
     their place ``prompt_ids`` and ``response_ids`` hold tokens.
 
     Args:
-        path: the file.
+        path: the file, which is read and checked as a whole here.
         tokenizer: of the model.
         seed: of the order.
+        vocabulary: token ids that the model knows; None: those of the tokenizer.
+
+    Attributes:
+        unanswered: share of the records that have no response.
+        sha256: of the file.
 
     Raises:
-        ValueError: the file has no record; when a line is read, it is not a record.
+        FileNotFoundError: there is no such file.
+        ValueError: a line is no record, or there is none; the message has file, line and reason.
     """
 
-    def __init__(self, path: str | Path, tokenizer: Any, seed: int = 0) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        tokenizer: Any,
+        seed: int = 0,
+        *,
+        vocabulary: int | None = None,
+    ) -> None:
         self.path = Path(path)
         self._tokenizer = tokenizer
         self._seed = seed
-        with self.path.open("rb") as file:
-            starts, position = [], 0
-            for line in file:
-                if line.strip():
-                    starts.append(position)
-                position += len(line)
-        if not starts:
-            raise ValueError(f"{path} holds no records")
-        self._starts = starts
+        self._places, missing, self.sha256 = check_file(self.path, tokenizer, vocabulary)
+        self.unanswered = missing / len(self._places)
         self._epoch: tuple[int, list[int]] = (-1, [])
 
+    @property
+    def num_records(self) -> int:
+        """Records of the file: the length of an epoch."""
+        return len(self._places)
+
     def __getitem__(self, index: int) -> FileSample:
-        """Sample ``index`` of the endless sequence."""
-        epoch, place = divmod(index, len(self._starts))
+        """Sample ``index`` of the endless sequence.
+
+        Raises:
+            ValueError: the file has changed, and the line is no record any more.
+        """
+        epoch, place = divmod(index, len(self._places))
         if self._epoch[0] != epoch:
-            order = list(range(len(self._starts)))
+            order = list(range(len(self._places)))
             random.Random(f"{self._seed} {epoch}").shuffle(order)
             self._epoch = (epoch, order)
-        line = self._epoch[1][place]
+        line, start = self._places[self._epoch[1][place]]
         with self.path.open("rb") as file:
-            file.seek(self._starts[line])
-            return self._sample(file.readline(), line)
-
-    def _sample(self, text: bytes, line: int) -> FileSample:
+            file.seek(start)
+            record = parse(file.readline(), self.path, line)
         try:
-            record = json.loads(text)
             return FileSample(*encode_record(record, self._tokenizer))
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.path}, record {line + 1}: {error!r}") from error
-
-
-def encode_record(record: dict[str, Any], tokenizer: Any) -> tuple[list[int], list[int] | None]:
-    """Token ids of a record's prompt and response (None if it has none)."""
-    if "prompt_ids" in record:
-        prompt = list(record["prompt_ids"])
-    elif isinstance(record["prompt"], str):
-        prompt = list(tokenizer(record["prompt"]).input_ids)
-    else:
-        text = tokenizer.apply_chat_template(
-            record["prompt"], tokenize=False, add_generation_prompt=True
-        )
-        prompt = list(tokenizer(text, add_special_tokens=False).input_ids)
-    if record.get("response_ids") is not None:
-        return prompt, list(record["response_ids"])
-    if record.get("response") is None:
-        return prompt, None
-    return prompt, list(tokenizer(record["response"], add_special_tokens=False).input_ids)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{self.path}, line {line}: {error!r}") from error
 
 
 class TextSamples:
@@ -97,8 +94,12 @@ class TextSamples:
         lengths: fewest and most prompt tokens; drawn log-uniformly.
         max_response: most response tokens.
 
+    Attributes:
+        sha256: of the files' names and sizes.
+
     Raises:
-        ValueError: there is no text file.
+        OSError: a file cannot be read.
+        ValueError: there is no text file, or too little text in them.
     """
 
     def __init__(
@@ -115,11 +116,20 @@ class TextSamples:
         self._lengths = lengths
         self._max_response = max_response
         self._files = sorted(
-            path for path in Path(folder).rglob("*") if path.suffix in TEXT_SUFFIXES
+            path
+            for path in Path(folder).rglob("*")
+            if path.suffix in TEXT_SUFFIXES and path.is_file() and path.stat().st_size
         )
         if not self._files:
             raise ValueError(f"{folder} holds no text ({', '.join(TEXT_SUFFIXES)})")
+        for path in self._files:
+            path.open("rb").close()
         self._sizes = [path.stat().st_size for path in self._files]
+        names = [str(path.relative_to(folder)) for path in self._files]
+        listed = json.dumps([names, self._sizes])
+        self.sha256 = hashlib.sha256(listed.encode()).hexdigest()
+        self._folder = folder
+        self[0]  # says now whether there is enough of it
 
     def __getitem__(self, index: int) -> FileSample:
         """Sample ``index`` of the endless sequence."""
@@ -133,7 +143,7 @@ class TextSamples:
             prompt = min(prompt, len(ids) * 9 // 10)
             if prompt >= 16:
                 return FileSample(ids[:prompt], ids[prompt : prompt + self._max_response])
-        raise ValueError("the text files are too short to cut prompts from")
+        raise ValueError(f"the texts in {self._folder} are too short to cut prompts from")
 
     def _cut(self, text: str, num_tokens: int, draw: random.Random) -> list[int]:
         """``num_tokens`` tokens from a random place in ``text``, or fewer if the text ends."""
@@ -146,8 +156,12 @@ class TextSamples:
 class WithoutResponses:
     """The prompts of other samples: the model answers each by itself."""
 
+    unanswered = 1.0
+
     def __init__(self, samples: Any) -> None:
         self._samples = samples
+        self.num_records: int | None = getattr(samples, "num_records", None)
+        self.sha256: str | None = getattr(samples, "sha256", None)
 
     def __getitem__(self, index: int) -> FileSample:
         """Sample ``index`` of the endless sequence."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -70,15 +71,55 @@ def test_epochs_hold_every_record_in_orders_of_their_own(tmp_path: Path, tokeniz
     ]
 
 
-def test_a_bad_record_is_named(tmp_path: Path, tokenizer: Any) -> None:
+BAD_RECORDS = {
+    '{"prompt": ': "no JSON: Expecting value at column 12",
+    '["w1"]': 'no JSON object, but ["w1"]',
+    '{"response": "w1"}': "no 'prompt' and no 'prompt_ids'",
+    '{"prompt": " "}': "'prompt' is empty",
+    '{"prompt": 7}': "'prompt' must be a text or a list of chat messages, got 7",
+    '{"prompt": []}': "'prompt' has no chat message",
+    '{"prompt": ["w1"]}': "'prompt' message 0 is no object, but \"w1\"",
+    '{"prompt": [{"role": "user"}]}': "'prompt' message 0: 'content' must be a text, got null",
+    '{"prompt": [{"content": "w1"}]}': "'prompt' message 0: 'role' must be a text, got null",
+    '{"prompt": "\\ud800"}': "'prompt' is no text: surrogates not allowed",
+    '{"prompt": "w1", "response": ""}': "'response' is empty",
+    '{"prompt": "w1", "response": ["w2"]}': "'response' must be a text, or null, got [\"w2\"]",
+    '{"prompt_ids": []}': "'prompt_ids' is empty",
+    '{"prompt_ids": "w1"}': "'prompt_ids' must be a list of whole numbers, got \"w1\"",
+    '{"prompt_ids": [1, 2.5]}': "'prompt_ids' must be a list of whole numbers, got [1, 2.5]",
+    '{"prompt_ids": [7, 96]}': "'prompt_ids': token 96 is not one of the 96 known ones",
+    '{"prompt": "w1", "response_ids": [-1]}': "'response_ids': token -1 is not one",
+}
+
+
+@pytest.mark.parametrize("line", BAD_RECORDS)
+def test_a_bad_record_is_named_by_file_line_and_reason(
+    tmp_path: Path, tokenizer: Any, line: str
+) -> None:
     path = tmp_path / "data.jsonl"
-    path.write_text('{"prompt": "w1"}\n{"prompt": \n')
-    samples = JsonlSamples(path, tokenizer)
-    with pytest.raises(ValueError, match=r"data\.jsonl, record 2"):
-        for index in range(2):
-            samples[index]
+    path.write_text(f'{{"prompt": "w1"}}\n\n{line}\n{{"prompt": "w2"}}\n')
+    message = re.escape(f"{path}, line 3: {BAD_RECORDS[line]}")
+    with pytest.raises(ValueError, match=message):
+        JsonlSamples(path, tokenizer)
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path: Path, tokenizer: Any) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b'{"prompt": "w1"}\n{"prompt": "\xff"}\n')
+    with pytest.raises(ValueError, match=r"data\.jsonl, line 2: not UTF-8"):
+        JsonlSamples(path, tokenizer)
     path.write_text("\n")
     with pytest.raises(ValueError, match="no records"):
+        JsonlSamples(path, tokenizer)
+
+
+def test_a_chat_that_the_template_refuses_is_named(tmp_path: Path, folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    path = write_records(tmp_path / "data.jsonl", [{"prompt": [{"role": "x", "content": "w1"}]}])
+    with pytest.raises(ValueError, match=r"line 1: 'prompt': the chat template .* must alternate"):
         JsonlSamples(path, tokenizer)
 
 
@@ -103,7 +144,11 @@ def test_texts_that_are_none(tmp_path: Path, tokenizer: Any) -> None:
         TextSamples(tmp_path, tokenizer)
     (tmp_path / "short.txt").write_text("w1 w2")
     with pytest.raises(ValueError, match="too short"):
-        TextSamples(tmp_path, tokenizer)[0]
+        TextSamples(tmp_path, tokenizer)
+    (tmp_path / "short.txt").write_text("")
+    (tmp_path / "folder.py").mkdir()
+    with pytest.raises(ValueError, match="no text"):
+        TextSamples(tmp_path, tokenizer)
 
 
 def test_responses_are_the_models_and_go_on_after_a_crash(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from importlib.metadata import version
+
+from ..._log import logger
 
 SUPPORTED_VLLM = "0.32"
 NAME = "lookaheadkv"
@@ -31,7 +32,7 @@ def register() -> None:
         message = f"{NAME}: vLLM {SUPPORTED_VLLM} is supported, found {found}: nothing is evicted"
         if NAME in os.environ.get("VLLM_PLUGINS", "").split(","):
             raise RuntimeError(message)
-        logging.getLogger(__name__).error(message)
+        logger.error(message)
         return
     from vllm import ModelRegistry
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
