@@ -9,19 +9,33 @@ target_link_libraries(kernel_check PRIVATE lookaheadkv_cpu_kernels)
 if(TARGET lookaheadkv_cuda)
   return()  # a file has one language in a build: nvcc's there, the host compiler's here
 endif()
+# What emulates a GPU. Its headers come first: they stand for those of the same names in csrc/cuda.
+set(emulation ${checks}/cuda_emulation)
+add_library(
+  cuda_emulation STATIC EXCLUDE_FROM_ALL
+  ${emulation}/context.cpp ${emulation}/faults.cpp ${emulation}/fibers.cpp
+  ${emulation}/instructions.cpp ${emulation}/races.cpp ${checks}/check.cpp)
+target_include_directories(cuda_emulation PUBLIC ${emulation} ${PROJECT_SOURCE_DIR}/csrc ${checks})
+if(LOOKAHEADKV_RACES)
+  target_sources(cuda_emulation PRIVATE ${emulation}/tsan.cpp)
+  # Of ThreadSanitizer only the calls before every access, in the sources of kernels alone.
+  set(instrumented "-fsanitize=thread;-O1;-g1")
+endif()
+
 file(GLOB cuda_kernel_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/cuda/*.cu)
-set_source_files_properties(${cuda_kernel_sources} PROPERTIES LANGUAGE CXX
-                            COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas;-Wno-unused-variable")
+set_source_files_properties(
+  ${cuda_kernel_sources} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS
+  "-x;c++;-Wno-unknown-pragmas;-Wno-unused-variable;${instrumented}")
+set_source_files_properties(${checks}/check_cuda_units.cpp ${checks}/check_cuda_races.cpp
+                            PROPERTIES COMPILE_OPTIONS "${instrumented}")
 set_source_files_properties(${checks}/check_cuda_paged.cpp PROPERTIES COMPILE_OPTIONS
                             "-Wno-unknown-pragmas")  # it includes sources of the kernels
 # Of the CPU kernels, select on the portable instruction set: its indices are to be the same.
 add_executable(
   cuda_kernel_check EXCLUDE_FROM_ALL
-  ${cuda_kernel_sources} ${checks}/cuda_emulation/fibers.cpp ${checks}/cuda_kernel_check.cpp
+  ${cuda_kernel_sources} ${checks}/cuda_kernel_check.cpp ${checks}/check_cuda_races.cpp
   ${checks}/check_cuda_shapes.cpp ${checks}/check_cuda_select.cpp ${checks}/check_cuda_units.cpp
-  ${checks}/check_cuda_evict.cpp ${checks}/check_cuda_paged.cpp
-  ${checks}/check.cpp ${checks}/reference.cpp ${PROJECT_SOURCE_DIR}/csrc/cpu/select.cpp
-  ${PROJECT_SOURCE_DIR}/csrc/cpu/isa/dispatch.cpp ${PROJECT_SOURCE_DIR}/csrc/cpu/isa/portable.cpp)
-# The emulation's headers come first: they stand for those of the same names in csrc/cuda.
-target_include_directories(cuda_kernel_check PRIVATE ${checks}/cuda_emulation
-                                                     ${PROJECT_SOURCE_DIR}/csrc ${checks})
+  ${checks}/check_cuda_evict.cpp ${checks}/check_cuda_paged.cpp ${checks}/reference.cpp
+  ${PROJECT_SOURCE_DIR}/csrc/cpu/select.cpp ${PROJECT_SOURCE_DIR}/csrc/cpu/isa/dispatch.cpp
+  ${PROJECT_SOURCE_DIR}/csrc/cpu/isa/portable.cpp)
+target_link_libraries(cuda_kernel_check PRIVATE cuda_emulation)

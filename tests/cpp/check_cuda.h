@@ -10,8 +10,11 @@
 
 namespace lookaheadkv::cuda {
 
-// check_cuda_units.cpp, check_cuda_shapes.cpp, check_cuda_select.cpp,
+// check_cuda_units.cpp, check_cuda_races.cpp, check_cuda_shapes.cpp, check_cuda_select.cpp,
 // check_cuda_evict.cpp, check_cuda_paged.cpp
+void check_detector();
+void check_deadlock();  // these two end the program
+void check_hang();
 void check_emulation();
 void check_splits();
 void check_shapes();
