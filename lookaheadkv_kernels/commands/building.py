@@ -1,10 +1,38 @@
-"""Makes the data sources, judges and policies that a subcommand's options name."""
+"""Makes the data sources, judges and policies that a subcommand's options name.
+
+Everything here is read and checked before the model is loaded.
+"""
 
 from __future__ import annotations
 
 import argparse
-import os
+from collections.abc import Sequence
 from typing import Any
+
+from .model import ModelFiles
+
+
+class DeferredJudge:
+    """A judge that is a model: known by its configuration and tokenizer until it is needed."""
+
+    def __init__(self, files: ModelFiles) -> None:
+        self.model = files.name
+        self._files = files
+        self._judge: Any = None
+
+    def load(self) -> None:
+        """Load the model, once."""
+        from ..evaluation.judge import LocalJudge
+
+        if self._judge is None:
+            model = self._files.load()
+            self._judge = LocalJudge(model, self._files.tokenizer, name=self.model)
+
+    def __call__(self, messages: Sequence[dict[str, str]]) -> str:
+        """Ask the model."""
+        self.load()
+        verdict: str = self._judge(messages)
+        return verdict
 
 
 def sources_of(arguments: argparse.Namespace) -> Any:
@@ -16,15 +44,12 @@ def sources_of(arguments: argparse.Namespace) -> Any:
 
 
 def _judge(arguments: argparse.Namespace) -> Any:
-    """An endpoint, a loaded model, or None.
+    """An endpoint, a model that is not loaded yet, or None.
 
     Raises:
-        ValueError: an endpoint without the name of a model.
+        ValueError: there is no such model, or an endpoint without the name of a model.
     """
-    import torch
-
-    from ..evaluation.judge import EndpointJudge, LocalJudge
-    from ..integrations.transformers.loading import load
+    from ..evaluation.judge import EndpointJudge
 
     if arguments.judge_url is not None:
         if arguments.judge_model is None:
@@ -32,57 +57,126 @@ def _judge(arguments: argparse.Namespace) -> Any:
         return EndpointJudge(arguments.judge_url, arguments.judge_model)
     if arguments.judge_model is None:
         return None
-    dtype = getattr(torch, arguments.dtype)
-    judge, tokenizer = load(arguments.judge_model, dtype=dtype, device=device_of(arguments.device))
-    return LocalJudge(judge, tokenizer, name=arguments.judge_model)
+    return DeferredJudge(
+        ModelFiles(
+            arguments.judge_model,
+            dtype=arguments.dtype,
+            device=arguments.device,
+            attended=False,
+        )
+    )
 
 
-def device_of(device: str) -> str:
-    """The device of this process: under torchrun each one takes its own GPU."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and launched() else device
+def check_judge(judge: Any) -> None:
+    """See that an endpoint is there, before answers are written for it.
+
+    Raises:
+        ConnectionError: it cannot be reached.
+    """
+    from ..evaluation.judge import EndpointJudge
+
+    if isinstance(judge, EndpointJudge):
+        judge.check()
 
 
-def launched() -> bool:
-    """Whether torchrun started this process."""
-    return "LOCAL_RANK" in os.environ
+def load_judge(judge: Any) -> None:
+    """Load a judge that is a model: what it lacks is known before there are answers."""
+    if isinstance(judge, DeferredJudge):
+        judge.load()
 
 
-def policies_of(arguments: argparse.Namespace, model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The policies, and which weights they use, for the record of the run.
+class Policies:
+    """The policies of a subcommand, checked as far as can be without a model.
+
+    Args:
+        arguments: the subcommand's options.
+        files: of the model.
+
+    Attributes:
+        facts: which weights they use, for the record of the run.
 
     Raises:
         FileNotFoundError: the modules are not there.
-        ValueError: they are for another model, or a draft model is missing.
+        ValueError: modules for another model, or no draft model for a policy that needs one.
     """
 
-    import torch
+    def __init__(self, arguments: argparse.Namespace, files: ModelFiles) -> None:
+        from ..integrations.transformers.weights import find_modules
+        from ..lookahead import ModelShape, load_modules
+        from ..lookahead.files import weights_sha256
 
-    from ..integrations.transformers.loading import load
-    from ..integrations.transformers.weights import find_modules
-    from ..lookahead import ModelShape, load_modules
-    from ..lookahead.files import weights_sha256
-    from ..policies import make_policy
-
-    policies: dict[str, Any] = {}
-    facts: dict[str, Any] = {}
-    for name in dict.fromkeys(arguments.policy):
-        options: dict[str, Any] = {}
-        if name == "lookahead":
+        self.names = list(dict.fromkeys(arguments.policy))
+        self.facts: dict[str, Any] = {}
+        self._modules: Any = None
+        self._draft: ModelFiles | None = None
+        if "lookahead" in self.names:
             folder = find_modules(arguments.weights or arguments.model)
-            modules = load_modules(folder)
-            shape = ModelShape.of(model.config)
-            if modules.config.model != shape:
-                raise ValueError(f"{folder} is for {modules.config.model}, the model is {shape}")
-            options["modules"] = modules.to(model.device, model.dtype)
-            facts["weights_sha256"] = weights_sha256(folder)
-        if name == "speckv":
+            self._modules = load_modules(folder)
+            shape = ModelShape.of(files.config)
+            if self._modules.config.model != shape:
+                raise ValueError(
+                    f"{folder} is for {self._modules.config.model}, the model is {shape}"
+                )
+            self.facts["weights_sha256"] = weights_sha256(folder)
+        if "speckv" in self.names:
             if arguments.draft_model is None:
                 raise ValueError("policy speckv needs --draft-model")
-            facts["draft_model"] = arguments.draft_model
-            options["draft_model"], _ = load(
+            self._draft = ModelFiles(
                 arguments.draft_model,
-                dtype=getattr(torch, arguments.dtype),
-                device=str(model.device),
+                dtype=arguments.dtype,
+                device=arguments.device,
+                attended=False,
             )
-        policies[name] = make_policy(name, **options)
-    return policies, facts
+            self.facts["draft_model"] = arguments.draft_model
+
+    def pinned(self) -> dict[str, int]:
+        """How many entries each policy keeps in any case: no budget may be smaller."""
+        from torch import nn
+
+        policies = self._made(nn.Identity(), self._modules)
+        return {
+            name: policy.window + getattr(policy, "num_sink", 0) + getattr(policy, "num_recent", 0)
+            for name, policy in policies.items()
+        }
+
+    def make(self, model: Any) -> dict[str, Any]:
+        """The policies by their names, for the model that has been loaded."""
+        modules = None
+        if self._modules is not None:
+            modules = self._modules.to(model.device, model.dtype)
+        return self._made(None if self._draft is None else self._draft.load(), modules)
+
+    def _made(self, draft: Any, modules: Any) -> dict[str, Any]:
+        from ..policies import make_policy
+
+        options: dict[str, dict[str, Any]] = {
+            "lookahead": {"modules": modules},
+            "speckv": {"draft_model": draft},
+        }
+        return {name: make_policy(name, **options.get(name, {})) for name in self.names}
+
+
+def check_fit(
+    pinned: dict[str, int], budgets: Sequence[int | float], num_prompt: int, what: str
+) -> None:
+    """Refuse a budget that is smaller than what a policy pins of a prompt that does not fit it.
+
+    Args:
+        pinned: entries that each policy keeps in any case.
+        budgets: of the run.
+        num_prompt: tokens of the prompt.
+        what: the prompt, for the error text.
+
+    Raises:
+        ValueError: names the policy, the budget and the prompt.
+    """
+    from ..policies.budget import budget_of
+
+    for name, least in pinned.items():
+        for budget in budgets:
+            entries = budget_of(budget, 0, num_prompt)
+            if name != "full" and entries < min(least, num_prompt):
+                raise ValueError(
+                    f"budget {budget} keeps {entries} of the {num_prompt} tokens of {what}, but "
+                    f"policy {name} keeps {least} in any case"
+                )

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..policies import POLICY_NAMES
-from .building import device_of, launched, policies_of, sources_of
+from .building import Policies, check_fit, check_judge, load_judge, sources_of
+from .model import ModelFiles, check_installed, launched
 from .options import add_cell_options, add_data_options, add_model_options, add_policy_options
 
 DESCRIPTION = """\
@@ -64,7 +65,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's choice")
     add_data_options(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, resumes=True)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -74,64 +75,82 @@ def run(arguments: argparse.Namespace) -> int:
 
     from .. import __version__
     from ..evaluation.catalog import expanded, make_tasks
+    from ..evaluation.plan import Grid, config_of
     from ..evaluation.report import table
-    from ..evaluation.runner import Evaluation, Grid, finish
+    from ..evaluation.runner import Evaluation, finish
     from ..info import collect
-    from ..integrations.transformers.loading import load
+    from ..policies.budget import check_at_least, check_budget
 
+    for name, least in (("samples", 1), ("together", 1), ("threads", 0)):
+        check_at_least(name, getattr(arguments, name), least)
+    for length in arguments.length:
+        check_at_least("length", length, 1)
+    if arguments.chunk is not None:
+        check_at_least("chunk", arguments.chunk, 1)
+    shard = _shard(arguments)
     names = expanded(arguments.task)
-    if arguments.samples < 1:
-        raise ValueError(f"samples must be >= 1, got {arguments.samples}")
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    check_installed("eval", "matplotlib")
+    sources = sources_of(arguments)
 
     def grid(tokenizer: Any) -> Grid:
         return Grid(
-            make_tasks(names, tokenizer, arguments.seed, sources_of(arguments)),
+            make_tasks(names, tokenizer, arguments.seed, sources),
             arguments.length,
             list(dict.fromkeys(arguments.policy)),
             list(dict.fromkeys(arguments.budget)),
             arguments.samples,
         )
 
+    def report(metrics: dict[str, Any]) -> int:
+        print(table(metrics))
+        if not metrics["complete"]:
+            print(f"\n{metrics['predictions']} of {metrics['expected']} predictions so far")
+        return 0
+
     if arguments.merge:
-        metrics = finish(arguments.output, grid(None))  # counting samples takes no tokenizer
-    else:
-        model, tokenizer = load(
-            arguments.model,
-            dtype=getattr(torch, arguments.dtype),
-            device=device_of(arguments.device),
-        )
-        policies, of_policies = policies_of(arguments, model)
-        evaluation = Evaluation(
-            arguments.output,
-            model,
-            tokenizer,
-            policies,
-            grid(tokenizer),
-            facts={
-                "model": arguments.model,
-                "dtype": arguments.dtype,
-                "seed": arguments.seed,
-                **of_policies,
-            },
-            environment={
-                "lookaheadkv_kernels": __version__,
-                "transformers": transformers.__version__,
-                "device": arguments.device,
-                "platform": platform.platform(),
-                **collect(),
-            },
-            shard=_shard(arguments),
-            measures=arguments.measures,
-            together=arguments.together,
-            chunk=arguments.chunk,
-        )
-        metrics = evaluation.run()
-    print(table(metrics))
-    if not metrics["complete"]:
-        print(f"\n{metrics['predictions']} of {metrics['expected']} predictions so far")
-    return 0
+        return report(finish(arguments.output, grid(None)))  # counting takes no tokenizer
+    files = ModelFiles.of(arguments)
+    policies = Policies(arguments, files)
+    plan = grid(files.tokenizer)
+    for budget in plan.budgets:
+        check_budget(budget, files.config.num_hidden_layers)
+    for task, sample in plan.check_samples(files.positions):
+        check_fit(policies.pinned(), plan.budgets, len(sample.prompt_ids), f"{task.name}'s sample")
+    facts = {
+        "model": arguments.model,
+        "dtype": arguments.dtype,
+        "seed": arguments.seed,
+        **policies.facts,
+    }
+    environment = {
+        "lookaheadkv_kernels": __version__,
+        "transformers": transformers.__version__,
+        "device": arguments.device,
+        "platform": platform.platform(),
+        **collect(),
+    }
+    more = {"measures": arguments.measures, "chunk": arguments.chunk}
+    config_of(
+        arguments.output, plan, {**facts, **more}, environment
+    )  # as the run will, at its start
+    check_judge(sources.judge)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    model = files.load()
+    load_judge(sources.judge)
+    evaluation = Evaluation(
+        arguments.output,
+        model,
+        files.tokenizer,
+        policies.make(model),
+        plan,
+        facts=facts,
+        environment=environment,
+        shard=shard,
+        together=arguments.together,
+        **more,
+    )
+    return report(evaluation.run())
 
 
 def _shard(arguments: argparse.Namespace) -> Any:

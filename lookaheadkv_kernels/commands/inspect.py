@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..policies import POLICY_NAMES
-from .building import policies_of, sources_of
+from .building import Policies, check_fit, check_judge, load_judge, sources_of
+from .model import ModelFiles, check_installed
 from .options import add_cell_options, add_data_options, add_model_options, add_policy_options
 
 DESCRIPTION = """\
@@ -55,24 +56,37 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the page; print the answers."""
-    import torch
-
-    from ..evaluation.inspection import inspect_prompt
-    from ..integrations.transformers.attention import attach
-    from ..integrations.transformers.loading import load
+    from ..evaluation.inspection import inspect_prompt, pieces_and_marks
+    from ..evaluation.plan import check_room
     from ..policies.budget import check_at_least, check_budget
     from ..visual import write_html, write_png
 
     check_at_least("sample", arguments.sample, 0)
+    check_at_least("length", arguments.length, 1)
     check_at_least("max_new_tokens", arguments.max_new_tokens, 1)
-    model, tokenizer = load(
-        arguments.model, dtype=getattr(torch, arguments.dtype), device=arguments.device
-    )
-    attach(model)
+    if arguments.chunk is not None:
+        check_at_least("chunk", arguments.chunk, 1)
+    for path in (arguments.output, arguments.png):
+        if path is not None and path.is_dir():
+            raise ValueError(f"a page or picture must be a file, got the folder {path}")
+    if arguments.png is not None:
+        check_installed("eval", "matplotlib")
+    files = ModelFiles.of(arguments)
+    tokenizer = files.tokenizer
+    made = Policies(arguments, files)
     for value in arguments.budget:
-        check_budget(value, model.config.num_hidden_layers)
-    sample, score = _sample(arguments, tokenizer)
-    policies, _ = policies_of(arguments, model)
+        check_budget(value, files.config.num_hidden_layers)
+    sources = sources_of(arguments)
+    sample, score = _sample(arguments, tokenizer, sources)
+    what = arguments.task or "the prompt"
+    check_room(what, sample, files.positions)
+    marked = _marked(arguments, tokenizer, sample)
+    pieces_and_marks(tokenizer, sample, marked)  # as the page will
+    check_fit(made.pinned(), arguments.budget, len(sample.prompt_ids), what)
+    check_judge(sources.judge)
+    model = files.load()
+    load_judge(sources.judge)
+    policies = made.make(model)
     picture, answers = inspect_prompt(
         model,
         tokenizer,
@@ -80,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
         policies,
         list(dict.fromkeys(arguments.budget)),
         score=score,
-        marked=_marked(arguments, tokenizer, sample),
+        marked=marked,
         title=_title(arguments, len(sample.prompt_ids)),
         chunk=arguments.chunk,
     )
@@ -95,13 +109,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _sample(arguments: argparse.Namespace, tokenizer: Any) -> Any:
+def _sample(arguments: argparse.Namespace, tokenizer: Any, sources: Any) -> Any:
     """The prompt, and how its answers are scored."""
     from ..evaluation.catalog import make_tasks
     from ..evaluation.task import Sample, encode_prompt, read_text
 
     if arguments.task is not None:
-        tasks = make_tasks([arguments.task], tokenizer, arguments.seed, sources_of(arguments))
+        tasks = make_tasks([arguments.task], tokenizer, arguments.seed, sources)
         if len(tasks) != 1:
             raise ValueError(f"task {arguments.task} is a group: name one of its tasks")
         (task,) = tasks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 from typing import Any
 
@@ -14,25 +15,32 @@ class ModelFiles:
         name: as ``--model`` has it.
         dtype: of the weights, e.g. ``bfloat16``.
         device: as ``--device`` has it.
+        attended: it gets our attention; otherwise any model of transformers will do.
 
     Raises:
-        OSError: there is no such model.
-        ValueError: a device that this machine does not have, or a model of an unsupported kind.
+        ValueError: there is no such model, it is of an unsupported kind, or a device that this
+            machine does not have.
     """
 
-    def __init__(self, name: str, *, dtype: str, device: str) -> None:
+    def __init__(self, name: str, *, dtype: str, device: str, attended: bool = True) -> None:
         import torch
         from transformers import AutoConfig
 
         from ..integrations.transformers import loading
 
-        self.name = name
+        self.name, self._attended = name, attended
         self._device = device_of(device)
         check_device(self._device)
         self._dtype = getattr(torch, dtype)
-        self.config = AutoConfig.from_pretrained(**loading._where(name))
-        _check_structure(self.config)
-        self.tokenizer = loading.load_tokenizer(name)
+        try:
+            self.config = AutoConfig.from_pretrained(**loading._where(name))
+            self.tokenizer = loading.load_tokenizer(name)
+        except (OSError, ValueError) as error:
+            # Not every such error of transformers says which model it is about.
+            reason = " ".join(str(error).split())
+            raise ValueError(f"model {name!r} cannot be read: {reason}") from error
+        if attended:
+            _check_structure(self.config)
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> ModelFiles:
@@ -46,12 +54,13 @@ class ModelFiles:
         return most
 
     def load(self) -> Any:
-        """The model itself, in eval mode and with our attention attached."""
+        """The model itself, in eval mode."""
         from ..integrations.transformers.attention import attach
         from ..integrations.transformers.loading import load
 
         model, _ = load(self.name, dtype=self._dtype, device=self._device)
-        attach(model)
+        if self._attended:
+            attach(model)
         return model
 
 
@@ -79,6 +88,19 @@ def launched() -> bool:
 def is_main() -> bool:
     """Whether this process is the one that speaks for all of them."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def check_installed(extra: str, *modules: str) -> None:
+    """Refuse to begin what would end for want of a package.
+
+    Raises:
+        ModuleNotFoundError: names the package, and the extra that brings it.
+    """
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise ModuleNotFoundError(
+                f"{module} is missing: pip install 'lookaheadkv-kernels[{extra}]'"
+            )
 
 
 def check_device(name: str) -> None:

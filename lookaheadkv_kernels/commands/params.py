@@ -28,10 +28,10 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the table."""
+    """Print the table, or nothing where a name or a size is wrong."""
     names = arguments.models or catalog.model_names()
     width = max(len(name) for name in names)
-    print(f"{'model':<{width}}  trainable  % of model")
+    lines = [f"{'model':<{width}}  trainable  % of model"]
     for name in names:
         model = catalog.model_facts(name)
         config = LookaheadConfig(
@@ -43,5 +43,6 @@ def run(arguments: argparse.Namespace) -> int:
         count = config.num_parameters()
         # Relative to the model with its modules, as in the paper's table 1.
         share = 100 * count / (model.num_parameters + count)
-        print(f"{name:<{width}}  {count / 1e6:8.1f}M  {share:10.2f}")
+        lines.append(f"{name:<{width}}  {count / 1e6:8.1f}M  {share:10.2f}")
+    print("\n".join(lines))
     return 0

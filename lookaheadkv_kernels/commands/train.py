@@ -9,7 +9,7 @@ from typing import Any
 from .._log import logger
 from ..lookahead.config import ALL_LINEARS, LookaheadConfig
 from ..training.config import TrainingConfig
-from .model import ModelFiles, is_main
+from .model import ModelFiles, check_installed, is_main
 from .options import add_model_options
 
 DESCRIPTION = """\
@@ -119,6 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..training.trainer import Trainer
 
     check_at_least("threads", arguments.threads, 0)
+    check_installed("train", "matplotlib")
     config = TrainingConfig(
         checkpointing=arguments.checkpointing,
         **{name: getattr(arguments, name) for name in _OPTIONS},

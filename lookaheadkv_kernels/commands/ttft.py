@@ -22,6 +22,7 @@ from ..cost_model.table import (
 from ..cost_model.ttft import OURS, PAPER, Accounting, predict
 from ..cost_model.workload import Setting
 from ..lookahead.config import ALL_LINEARS
+from .model import check_installed
 
 DESCRIPTION = """\
 Predict FLOPs, memory traffic, time to the first token and the overhead of eviction, for any model
@@ -113,6 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the tables, or JSON; draw the picture."""
     if arguments.plot is not None:
         check_path(arguments.plot)
+        check_installed("bench", "matplotlib")
     accounting = PAPER if arguments.paper else OURS
     setting = _setting(arguments)
     hardware = _hardware(arguments, accounting)

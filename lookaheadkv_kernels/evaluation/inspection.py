@@ -12,6 +12,7 @@ from ..integrations.transformers.shared_prefill import SharedPrefill
 from ..policies import FullCache
 from ..policies.base import Policy
 from ..visual import Mark, Picture, PolicyView, find_mark, split_pieces
+from ..visual.tokens import Piece
 from .task import Sample
 
 
@@ -53,8 +54,7 @@ def inspect_prompt(
         ValueError: no policy, or a text to mark that the prompt does not contain.
         RuntimeError: a budget that cannot hold what a policy pins.
     """
-    pieces = split_pieces(tokenizer, sample.prompt_ids)
-    marks = _apart([find_mark(label, pieces, text) for label, text in marked])
+    pieces, marks = pieces_and_marks(tokenizer, sample, marked)
     settings = [(name, budget) for name in policies for budget in budgets]
     cells: list[tuple[Policy, int | float]] = [(FullCache(), 1.0)]
     cells += [(policies[name], budget) for name, budget in settings]
@@ -85,6 +85,18 @@ def inspect_prompt(
         subtitle.append(f"wanted: {', '.join(sample.references)}")
     title = title or f"What stays of {len(sample.prompt_ids):,} tokens"
     return Picture(pieces, views, marks, title, " · ".join(subtitle)), answers
+
+
+def pieces_and_marks(
+    tokenizer: Any, sample: Sample, marked: Sequence[tuple[str, str]]
+) -> tuple[list[Piece], list[Mark]]:
+    """The prompt's text by tokens, and what is marked in it.
+
+    Raises:
+        ValueError: a text to mark that the prompt does not contain.
+    """
+    pieces = split_pieces(tokenizer, sample.prompt_ids)
+    return pieces, _apart([find_mark(label, pieces, text) for label, text in marked])
 
 
 def _note(answer: Answer) -> str:

@@ -44,6 +44,20 @@ class EndpointJudge:
         self.model = model
         self._timeout, self._max_tokens = timeout, max_tokens
 
+    def check(self) -> None:
+        """See that there is a server, before answers are written for it.
+
+        Raises:
+            ConnectionError: it cannot be reached.
+        """
+        url = self._url.removesuffix("/chat/completions") + "/models"
+        try:
+            urllib.request.urlopen(url, timeout=min(self._timeout, 10.0)).close()
+        except urllib.error.HTTPError:
+            return  # it answers, and need not have this page
+        except (OSError, TimeoutError) as error:
+            raise ConnectionError(f"{self._url}: {error}") from error
+
     def __call__(self, messages: Sequence[dict[str, str]]) -> str:
         """Ask the judge; a failing server is asked again.
 

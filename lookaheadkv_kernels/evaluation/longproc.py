@@ -109,29 +109,37 @@ class HtmlToTsv(Task):
         except (yaml.YAMLError, KeyError, TypeError) as error:
             raise ValueError(f"{prompts}: no USER_PROMPT: {error}") from error
         self.num_samples = len(self._records)
+        for number, record in enumerate(self._records):
+            self._page_path(record, number)
+            self._prompt(record, number, "")
 
     def source(self) -> dict[str, str]:
         """The file's checksum."""
         return {"sha256": hashlib.sha256(self._path.read_bytes()).hexdigest()}
 
-    def _page(self, record: dict[str, Any], number: int) -> str:
+    def _page_path(self, record: dict[str, Any], number: int) -> Path:
         # Records name pages from where the published scripts are run.
         for folder in (self._folder, self._folder / "html_to_tsv", self._folder.parent):
-            path = folder / record["html_path"]
+            path: Path = folder / record["html_path"]
             if path.is_file():
-                return read_text(path)
+                return path
         raise FileNotFoundError(
             f"{self._path}: record {number}: no page {record['html_path']} below {self._folder}"
         )
 
+    def _prompt(self, record: dict[str, Any], number: int, page: str) -> str:
+        try:
+            prompt: str = self._template.format(**{**record, "html_str": page})
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(
+                f"{self._path}: record {number} does not fill USER_PROMPT: {error!r}"
+            ) from error
+        return prompt
+
     def sample(self, length: int, index: int) -> Sample:
         """Record ``index``, whatever the length."""
         record = self._records[index]
-        fields = {**record, "html_str": self._page(record, index)}
-        try:
-            prompt = self._template.format(**fields)
-        except KeyError as error:
-            raise ValueError(f"{self._path}: record {index} has no field {error}") from error
+        prompt = self._prompt(record, index, read_text(self._page_path(record, index)))
         facts = {"id": record.get("task_id"), "topic": record.get("task_topic")}
         ids = encode_prompt(self._tokenizer, prompt)
         return Sample(ids, (record["gt"],), MAX_NEW_TOKENS[self.name], facts)

@@ -6,9 +6,9 @@ batch, with those of other samples where there is room: in 32 bits the same as o
 
 from __future__ import annotations
 
-import json
+import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from tqdm.auto import tqdm
 
+from .._interrupts import Interrupted, held_back, number_of
 from ..integrations.transformers import EvictableCache
 from ..integrations.transformers.attention import attach
 from ..integrations.transformers.batched_decoding import decode_together
@@ -25,50 +26,12 @@ from ..lookahead.files import write_atomically
 from ..policies.base import Policy
 from ..policies.budget import check_at_least, check_budget
 from .measures import GroundTruth
+from .plan import CONFIG, Grid, Setting, check_room, config_of
 from .records import Key, Shard, Writer, locked, merge, read_predictions
 from .report import metrics_of, write_metrics, write_plot
 from .task import Sample, Task
 
-CONFIG = "config.json"
-FULL = "full"
 TOGETHER = 32
-
-Setting = tuple[str, int | float | None]  # policy and budget
-
-
-class Grid(NamedTuple):
-    """What is evaluated. The full cache has no budget and runs once per sample."""
-
-    tasks: Sequence[Task]
-    lengths: Sequence[int]
-    policies: Sequence[str]
-    budgets: Sequence[int | float]
-    samples: int  # of each task and length, or fewer where a task has fewer
-
-    def places(self) -> Iterator[tuple[Task, int, int]]:
-        """(task, length, index) of every sample; tasks without lengths have length 0."""
-        for task in self.tasks:
-            count = self.samples
-            if task.num_samples is not None:
-                count = min(count, task.num_samples)
-            for length in self.lengths if task.lengths else [0]:
-                for index in range(count):
-                    yield task, length, index
-
-    def settings(self) -> Iterator[Setting]:
-        """(policy, budget) of every prediction of a sample."""
-        for policy in self.policies:
-            for budget in [None] if policy == FULL else self.budgets:
-                yield policy, budget
-
-    def keys(self) -> list[Key]:
-        """The keys of all predictions."""
-        settings = list(self.settings())
-        return [
-            Key(task.name, length, index, policy, budget)
-            for task, length, index in self.places()
-            for policy, budget in settings
-        ]
 
 
 class Batch(NamedTuple):
@@ -140,63 +103,34 @@ class Evaluation:
         self._together, self._chunk = together, chunk
         self.facts = {**facts, "measures": measures, "chunk": chunk}
         self.environment = environment
+        self._bar = tqdm(disable=True)
 
     def run(self) -> dict[str, Any]:
         """Predict what is missing of this process's share; returns the folder's metrics."""
         with locked(self.folder):
-            self._check_config()
+            content = config_of(self.folder, self.grid, self.facts, self.environment)
+            write_atomically(self.folder / CONFIG, content)
             writer = Writer(self.folder, self.shard)
-            done = set(read_predictions(self.folder))
-        batches = self._batches(done)
-        with tqdm(total=sum(batch.size for batch in batches), unit="answer") as bar:
-            for batch in batches:
-                indexes = ", ".join(f"#{index}" for index, _ in batch.missing)
-                bar.set_postfix_str(f"{batch.task.name} {batch.length} {indexes}")
-                writer.append(self._predictions(batch))
-                bar.update(batch.size)
-        writer.close()
+        with contextlib.closing(writer):
+            batches = self._batches(set(read_predictions(self.folder)))
+            total = sum(batch.size for batch in batches)
+            with tqdm(total=total, unit="answer") as self._bar:
+                written = 0
+                try:
+                    for batch in batches:
+                        records = self._predictions(batch)
+                        with held_back():
+                            writer.append(records)
+                            written += batch.size
+                        self._bar.update(batch.size)
+                except KeyboardInterrupt as interrupt:
+                    saved = f"{written} of {total} missing answers are in {self.folder}"
+                    raise Interrupted(saved, number_of(interrupt)) from interrupt
         return finish(self.folder, self.grid)
 
-    def _check_config(self) -> None:
-        path = self.folder / CONFIG
-        grid = {
-            "tasks": [task.name for task in self.grid.tasks],
-            "lengths": list(self.grid.lengths),
-            "policies": list(self.grid.policies),
-            "budgets": list(self.grid.budgets),
-            "samples": self.grid.samples,
-        }
-        sources = {task.name: task.source() for task in self.grid.tasks}
-        facts = json.loads(json.dumps(self.facts))  # as it will be read back
-        if path.is_file():
-            old = json.loads(path.read_text())
-            # A fact that only one of them has concerns a policy that the other did not use.
-            differing = [
-                name for name in facts if old["facts"].get(name, facts[name]) != facts[name]
-            ]
-            changes = [
-                f"{name} is {old['facts'][name]!r} there and {facts[name]!r} here"
-                for name in differing
-            ]
-            changes += [
-                f"{name} is made from {old['sources'][name]} there and {source} here"
-                for name, source in sources.items()
-                if old["sources"].get(name, source) != source
-            ]
-            if changes:
-                raise ValueError(f"{self.folder} is another run's: {'; '.join(changes)}")
-            # A grid may grow: earlier predictions stay and count.
-            facts = {**old["facts"], **facts}
-            sources = {**old["sources"], **sources}
-        elif any(self.folder.glob("predictions*.jsonl")):
-            raise ValueError(f"{self.folder} holds predictions but no {CONFIG}")
-        config = {
-            "facts": facts,
-            "grid": grid,
-            "sources": sources,
-            "environment": self.environment,
-        }
-        write_atomically(path, (json.dumps(config, indent=1) + "\n").encode())
+    def _tell(self, batch: Batch, text: str) -> None:
+        """A word of progress within a batch."""
+        self._bar.set_postfix_str(f"{batch.task.name} {batch.length} {text}")
 
     def _batches(self, done: set[Key]) -> list[Batch]:
         """The batches that this process still has to predict.
@@ -235,6 +169,7 @@ class Evaluation:
             part = jobs[first : first + self._together]
             caches = [reading.shared.cut(*self._cell(setting)) for reading, setting in part]
             longest = max(reading.sample.max_new_tokens for reading, _ in part)
+            self._tell(batch, f"writing answers {first + 1} to {first + len(part)} of {len(jobs)}")
             answers = self._answers(caches, longest)
             for (reading, setting), cache, answer in zip(part, caches, answers, strict=True):
                 answer = answer[: reading.sample.max_new_tokens]
@@ -248,8 +183,11 @@ class Evaluation:
         return [{**record, "seconds": seconds} for record in records]
 
     def _reading(self, batch: Batch, index: int, settings: list[Setting]) -> _Reading:
+        self._tell(batch, f"reading sample {index}")
         sample = batch.task.sample(batch.length, index)
-        self._check_room(batch.task, sample)
+        check_room(
+            batch.task.name, sample, getattr(self.model.config, "max_position_embeddings", None)
+        )
         truth = None
         if self.measures:
             truth = GroundTruth(self.model, sample.prompt_ids, sample.max_new_tokens)
@@ -277,12 +215,6 @@ class Evaluation:
             "answer_tokens": [len(answer) for answer in answers],
             "facts": sample.facts,
         }
-
-    def _check_room(self, task: Task, sample: Sample) -> None:
-        most = getattr(self.model.config, "max_position_embeddings", None)
-        needed = len(sample.prompt_ids) + sample.max_new_tokens
-        if most is not None and needed > most:
-            raise ValueError(f"{task.name}: {needed} tokens, but the model has {most} positions")
 
     def _cell(self, setting: Setting) -> tuple[Policy, int | float]:
         policy, budget = setting

@@ -22,7 +22,7 @@ pytest.importorskip("matplotlib")
 
 from lookaheadkv_kernels import cli
 from lookaheadkv_kernels.commands import evaluate
-from lookaheadkv_kernels.commands.building import device_of
+from lookaheadkv_kernels.commands.model import device_of
 from lookaheadkv_kernels.evaluation.records import (
     Key,
     Shard,
@@ -142,7 +142,7 @@ def test_a_folder_of_another_run_is_refused_and_a_grid_may_grow(
     for name in ("config.json", "predictions.jsonl"):
         (tmp_path / name).write_bytes((whole / name).read_bytes())
     assert cli.main(arguments(tiny, tmp_path, "--seed", "1")) == 2
-    assert "seed is 0 there and 1 here" in capsys.readouterr().err
+    assert "seed was 0 and is 1 now" in capsys.readouterr().err
     # As if nothing had needed the modules so far: a policy that does may be added.
     config = json.loads((tmp_path / "config.json").read_text())
     weights = config["facts"].pop("weights_sha256")
@@ -274,7 +274,8 @@ def test_metrics_by_hand(tmp_path: Path) -> None:
 
 def test_conversations_are_evicted_turn_by_turn(tiny: Path, tmp_path: Path) -> None:
     from lookaheadkv_kernels.evaluation.mtbench import MtBench
-    from lookaheadkv_kernels.evaluation.runner import Evaluation, Grid
+    from lookaheadkv_kernels.evaluation.plan import Grid
+    from lookaheadkv_kernels.evaluation.runner import Evaluation
     from lookaheadkv_kernels.integrations.transformers.loading import load
     from lookaheadkv_kernels.policies import SnapKV
 

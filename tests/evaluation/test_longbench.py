@@ -228,11 +228,12 @@ def test_bad_longproc_files_are_named(tmp_path: Path) -> None:
     pytest.importorskip("yaml")
     with pytest.raises(ValueError, match=r"0\.5k\.json: record 0 has no text 'gt'"):
         HtmlToTsv("html_to_tsv_0.5k", PieceTokenizer(), write_longproc(tmp_path / "a", gt=None))
-    gone = HtmlToTsv(
-        "html_to_tsv_0.5k", PieceTokenizer(), write_longproc(tmp_path / "b", html_path="no.html")
-    )
+    gone = write_longproc(tmp_path / "b", html_path="no.html")
     with pytest.raises(FileNotFoundError, match=r"record 0: no page no\.html"):
-        gone.sample(0, 0)
+        HtmlToTsv("html_to_tsv_0.5k", PieceTokenizer(), gone)
+    lacking = write_longproc(tmp_path / "d", task_topic=None)
+    with pytest.raises(ValueError, match=r"record 0 does not fill USER_PROMPT: .*task_topic"):
+        HtmlToTsv("html_to_tsv_0.5k", PieceTokenizer(), lacking)
     folder = write_longproc(tmp_path / "c")
     (folder / "html_to_tsv" / "prompts.yaml").write_text("OTHER: x\n")
     with pytest.raises(ValueError, match=r"prompts\.yaml: no USER_PROMPT"):
