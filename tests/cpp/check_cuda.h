@@ -23,6 +23,17 @@ void check_select();
 void check_evict();
 void check_paged();
 
+struct Part {
+  const char* name;
+  void (*run)();
+};
+// The main() of both programs, check_cuda_parts.cpp.
+int run_parts(const std::vector<Part>& parts, const std::vector<std::string>& arguments);
+
+// Fewer inputs, in seconds, that still take every path of every kernel: each fault of
+// tests/cuda/test_cuda_races.py shows among them.
+inline bool brief = false;
+
 // A chip with `num_sms` multiprocessors, for which calls are cut.
 Device chip(int num_sms);
 

@@ -165,6 +165,4 @@ void check_splits() {
   check(multiprocessors_of_current_device() == 7, "the chip is asked");
 }
 
-Device chip(int num_sms) { return {nullptr, num_sms}; }
-
 }  // namespace lookaheadkv::cuda

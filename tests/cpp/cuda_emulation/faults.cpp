@@ -10,8 +10,8 @@ namespace lookaheadkv::emulation {
 
 namespace {
 
-constexpr const char* kNames[] = {"no-barrier", "no-copy-wait", "short-copy-wait", "no-kernel-wait",
-                                  "no-release", "no-acquire",   "no-wait"};
+constexpr const char* kNames[] = {"no-barrier",     "no-copy-wait", "short-copy-wait", "no-commit",
+                                  "no-kernel-wait", "no-release",   "no-acquire",      "no-wait"};
 
 struct Site {
   Fault fault;

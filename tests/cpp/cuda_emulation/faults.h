@@ -1,6 +1,5 @@
 // Faults planted in the emulated kernels while they run: one instruction, at one line of the
-// sources, that orders less than it should. tests/cuda/test_cuda_mutants.py shows that each is
-// found.
+// sources, that orders less than it should. tests/cuda/test_cuda_races.py shows that each is found.
 #pragma once
 
 namespace lookaheadkv::emulation {
@@ -9,6 +8,7 @@ enum class Fault {
   kNoBarrier,      // sync_threads does nothing
   kNoCopyWait,     // wait_copies does nothing
   kShortCopyWait,  // wait_copies leaves one group more under way
+  kNoCommit,       // commit_copies does nothing
   kNoKernelWait,   // start_kernel does nothing
   kNoRelease,      // publish and arrive release nothing
   kNoAcquire,      // wait_until_published and arrive acquire nothing

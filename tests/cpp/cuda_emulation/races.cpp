@@ -144,13 +144,18 @@ class Now {
     const auto address = reinterpret_cast<uintptr_t>(at);
     const bool is_shared = address >= block_.shared && address < block_.shared_end;
     char text[400];
-    std::snprintf(text, sizeof(text),
-                  "RACE %s, %s memory %llx, kernel 0x%x: block %d thread %d phase %d at 0x%x, "
-                  "before it block %d thread %d phase %d at 0x%x",
-                  what, is_shared ? "shared" : "device",
-                  static_cast<unsigned long long>(is_shared ? address - block_.shared : address),
-                  offset_of(kernel), block_.index, thread_, block_.phase, code_, other.block,
-                  other.thread, other.phase, other.code);
+    int length = std::snprintf(
+        text, sizeof(text), "RACE %s: %s memory %llx, block %d thread %d phase %d at 0x%x", what,
+        is_shared ? "shared" : "device",
+        static_cast<unsigned long long>(is_shared ? address - block_.shared : address),
+        block_.index, thread_, block_.phase, code_);
+    if (other.block != kNobody) {
+      length += std::snprintf(text + length, sizeof(text) - static_cast<size_t>(length),
+                              ", after block %d thread %d phase %d at 0x%x", other.block,
+                              other.thread, other.phase, other.code);
+    }
+    std::snprintf(text + length, sizeof(text) - static_cast<size_t>(length), ", in 0x%x",
+                  offset_of(kernel));
     reports.emplace_back(text);
     if (!stop) return;
     std::printf("%s\n", text);

@@ -139,7 +139,9 @@ inline void copy_async(void* shared, const void* global, bool fetch, CachePolicy
 inline void copy_async_word(void* shared, const void* global) {
   emulation::issue_copy(shared, global, 4);
 }
-inline void commit_copies() { emulation::commit_copies(); }
+inline void commit_copies(LOOKAHEADKV_LINE) {
+  if (!emulation::has_fault(emulation::Fault::kNoCommit, file, line)) emulation::commit_copies();
+}
 template <int kPending>
 void wait_copies(LOOKAHEADKV_LINE) {
   if (emulation::has_fault(emulation::Fault::kNoCopyWait, file, line)) return;
