@@ -69,7 +69,7 @@ def _check_structure(config: Any) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from ..integrations.transformers.api import check_supported
+    from ..integrations.transformers.structure import check_supported
 
     with torch.device("meta"):
         check_supported(AutoModelForCausalLM.from_config(config))

@@ -18,10 +18,10 @@ from tqdm.auto import tqdm
 
 from .._interrupts import Interrupted, held_back, number_of
 from ..integrations.transformers import EvictableCache
-from ..integrations.transformers.api import check_supported
 from ..integrations.transformers.attention import attach
 from ..integrations.transformers.batched_decoding import decode_together
 from ..integrations.transformers.shared_prefill import SharedPrefill
+from ..integrations.transformers.structure import decoder_of
 from ..lookahead.files import write_atomically
 from ..policies.base import Policy
 from ..policies.budget import check_at_least, check_budget
@@ -94,10 +94,9 @@ class Evaluation:
         chunk: int | None = None,
     ) -> None:
         check_at_least("together", together, 1)
-        check_supported(model)
         attach(model)
         for budget in grid.budgets:
-            check_budget(budget, model.config.num_hidden_layers)
+            check_budget(budget, decoder_of(model).config.num_hidden_layers)
         self.folder, self.model, self.tokenizer = folder, model, tokenizer
         self.grid, self.shard, self.measures = grid, shard, measures
         self._policies = {name: policies[name] for name in grid.policies}

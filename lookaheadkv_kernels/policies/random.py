@@ -29,6 +29,8 @@ class RandomPolicy(ScorePolicy):
     def score(self, call: LayerCall) -> Tensor:
         """Random scores, the same for every row."""
         batch, heads, stored, _ = call.key.shape
-        generator = torch.Generator().manual_seed(self.seed * 65_537 + call.layer)
-        scores = torch.rand(heads, stored, generator=generator).to(call.key.device)
+        generator = torch.Generator(device="cpu").manual_seed(self.seed * 65_537 + call.layer)
+        scores = torch.rand(
+            heads, stored, generator=generator, dtype=torch.float32, device="cpu"
+        ).to(call.key.device)
         return scores.expand(batch, heads, stored)

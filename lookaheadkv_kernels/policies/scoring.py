@@ -48,6 +48,12 @@ class ScorePolicy(Policy):
         scored, stored = scores.shape[2], call.num_prompt
         if stored > call.budget:
             check_window(self.name, call.budget, stored - scored)
+            check_pinned(
+                self.name,
+                call.budget - (stored - scored),
+                num_sink=self.num_sink,
+                num_recent=self.num_recent,
+            )
         recent = everything(call, stored)[:, :, scored:]
         room = call.budget - recent.shape[2]
         if room < 1:
@@ -102,3 +108,22 @@ def check_window(name: str, budget: int, window: int) -> None:
     """
     if budget < window:
         raise RuntimeError(f"{name}: budget must hold the window of {window} entries, got {budget}")
+
+
+def check_pinned(name: str, budget: int, **pinned: int) -> None:
+    """Refuse a budget that cannot hold the entries that always stay.
+
+    Args:
+        name: of the policy.
+        budget: entries that it may keep.
+        **pinned: how many entries always stay, by the option that says so.
+
+    Raises:
+        RuntimeError: names the policy, the options and the budget.
+    """
+    total = sum(pinned.values())
+    if budget < total:
+        options = " and ".join(f"{option}={count}" for option, count in pinned.items() if count)
+        raise RuntimeError(
+            f"{name}: budget must hold {options}, {total} pinned entries, got {budget}"
+        )

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from .base import Kept, LayerCall, Policy
 from .budget import check_at_least
+from .scoring import check_window
 
 
 class SnapKV(Policy):
@@ -24,5 +25,11 @@ class SnapKV(Policy):
         self.pool_kernel = pool_kernel
 
     def evict(self, call: LayerCall) -> Kept:
-        """Score with the newest rows; a prompt that fits the budget stays whole."""
+        """Score with the newest rows; a prompt that fits the budget stays whole.
+
+        Raises:
+            RuntimeError: the budget cannot hold the window.
+        """
+        if call.num_prompt > call.budget:
+            check_window(self.name, call.budget, min(self.window, call.query.shape[2]))
         return call.keep_best(self.window, pool_kernel=self.pool_kernel, keep_observation=True)

@@ -9,6 +9,7 @@ import torch
 from ..ops import select
 from .base import Kept, LayerCall, Policy
 from .budget import check_at_least
+from .scoring import check_pinned
 
 
 class StreamingLLM(Policy):
@@ -26,7 +27,13 @@ class StreamingLLM(Policy):
         self.num_sink = num_sink
 
     def evict(self, call: LayerCall) -> Kept:
-        """Everything that stays is pinned: the scores decide nothing."""
+        """Everything that stays is pinned: the scores decide nothing.
+
+        Raises:
+            RuntimeError: the budget cannot hold the sinks.
+        """
+        if call.num_prompt > call.budget:
+            check_pinned(self.name, call.budget, num_sink=self.num_sink)
         indices = select(
             call.key.new_zeros((), dtype=torch.float32).expand(call.key.shape[:3]),
             call.budget,

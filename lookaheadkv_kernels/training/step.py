@@ -124,16 +124,16 @@ class _PrefixCache(EvictableCache):
     def attend(
         self,
         index: int,
-        module: Any,
+        scale: float,
         query: Tensor,
         key: Tensor,
         value: Tensor,
         padding: Tensor | None,
     ) -> Tensor:
         """Attention of the lookahead rows, and their loss."""
-        scores = per_head_scores(query, key, module.scaling)
+        scores = per_head_scores(query, key, scale)
         self.losses[index] = kl_divergence(self._targets[index], scores)
-        return super().attend(index, module, query, key, value, padding)
+        return super().attend(index, scale, query, key, value, padding)
 
 
 @contextlib.contextmanager

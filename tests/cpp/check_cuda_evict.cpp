@@ -56,7 +56,7 @@ void check_call(const Inputs& in, const SelectOptions& options, const float* lse
             expected.key.data(), expected.value.data(), true, chip(kSms));
   check(actual == expected, name + ": as the rooms one by one");
   check(!first_follows, name + ": the first launch follows none");
-  if (options.pool_kernel <= 63) {
+  if (options.pool_kernel <= 63 && p.num_prompt <= 32768) {
     check(launches <= (lse == nullptr ? 3u : 2u),
           name + ": " + std::to_string(launches) + " launches");
   }
@@ -69,21 +69,33 @@ void check_evict() {
   const Shape shapes[] = {{1, 2, 2, 5, 0, 64},    {2, 3, 2, 7, 61, 40},   {1, 2, 4, 32, 400, 128},
                           {2, 1, 1, 3, 2500, 16}, {1, 1, 2, 9, 200, 256}, {1, 1, 1, 1, 1, 8},
                           {2, 1, 1, 3, 17000, 8}};
+  // A budget whose candidates no block holds.
+  const Inputs long_row({1, 1, 1, 1, 33000, 8}, DType::kFloat32, false, 1.0, 0, random);
+  check_call(long_row, {17000, 7, 1, 1, 1}, nullptr, "evict N=33000");
   int turn = 0;
   for (const Shape& shape : shapes) {
-    const DType dtype = static_cast<DType>(turn % 3);
-    const Inputs in(shape, dtype, shape.num_prompt > 8 && turn % 2 == 1,
-                    1.0 / std::sqrt(static_cast<double>(shape.head_dim)), turn, random);
-    const std::string name = "evict N=" + std::to_string(shape.num_prompt);
+    const int64_t n = shape.num_prompt;
+    if (brief && n > 60 && n < 17000) continue;
     std::vector<float> lse(
         static_cast<size_t>(shape.batch * shape.num_kv_heads * shape.group * shape.num_rows), 1.0f);
-    const int64_t n = shape.num_prompt;
-    for (const SelectOptions& options :
-         {SelectOptions{n / 3 + 1, 7, 0, 0, 0}, SelectOptions{n / 70 + 1, 7, 1, 2, 0},
-          SelectOptions{n / 2 + 5, 1, 2, 3, shape.num_rows},
-          SelectOptions{0, 7, 0, 0, shape.num_rows}, SelectOptions{n / 4 + 5, 65, 0, 1, 0}}) {
-      check_call(in, options, nullptr, name);
-      check_call(in, options, lse.data(), name + " with lse");
+    const SelectOptions all[] = {{n / 3 + 1, 7, 0, 0, 0},
+                                 {n / 70 + 1, 7, 1, 2, 0},
+                                 {n / 2 + 5, 1, 2, 3, shape.num_rows},
+                                 {0, 7, 0, 0, shape.num_rows},
+                                 {n / 4 + 5, 65, 0, 1, 0}};
+    // Rows of scores that are all equal are of one digit, and every key is at the threshold.
+    for (const bool equal : {false, true}) {
+      if (equal && n < 100) continue;
+      const double scale = equal ? 0.0 : 1.0 / std::sqrt(static_cast<double>(shape.head_dim));
+      const Inputs in(shape, static_cast<DType>(turn % 3), n > 8 && turn % 2 == 1, scale, turn,
+                      random);
+      const std::string name = "evict N=" + std::to_string(n) + (equal ? " equal" : "");
+      for (const SelectOptions& options : all) {
+        const bool few = equal || (brief && n > 10000);
+        if (few && options.budget != n / 70 + 1) continue;
+        check_call(in, options, nullptr, name);
+        check_call(in, options, lse.data(), name + " with lse");
+      }
     }
     ++turn;
   }

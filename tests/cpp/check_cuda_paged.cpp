@@ -384,14 +384,14 @@ void check_bytes() {
 void check_paged() {
   check_bytes();
   std::mt19937 random(21);
-  for (int turn = 0; turn < 120; ++turn) {
+  for (int turn = 0; turn < (brief ? 12 : 120); ++turn) {
     const int64_t rows = turn % 6 == 5 ? 33 : pick(random, 1, 5);
     const PagedInputs in(random, turn, rows, turn % 8 == 7 ? 400 : 90);
     const std::string name = "paged turn " + std::to_string(turn);
     if (in.max_seq_len > 0) check_scores(in, name + " scores");
     check_selection(in, turn, random, name);
   }
-  for (int turn = 0; turn < 12; ++turn) check_compaction(random, turn);
+  for (int turn = 0; turn < (brief ? 4 : 12); ++turn) check_compaction(random, turn);
 }
 
 }  // namespace lookaheadkv::cuda

@@ -13,6 +13,7 @@ float* results;  // [32, 4], written by the kernels below
 
 // Products of small integers, one warp: a from shared memory by a matrix load, b = 8 x 16 keys.
 void product_kernel() {
+  start_kernel();
   auto* const rows = reinterpret_cast<uint16_t*>(shared_memory());  // [24, 16] fp16: a, then b^T
   const int lane = thread_index();
   for (int at = lane; at < 24 * 16; at += 32) {
@@ -32,6 +33,7 @@ void product_kernel() {
 
 // Fragments of the transpose: element (row, column) of a lane's matrix is 100 * row + column.
 void transposed_kernel() {
+  start_kernel();
   auto* const rows = reinterpret_cast<uint16_t*>(shared_memory());  // [8, 8]
   const int lane = thread_index();
   for (int at = lane; at < 64; at += 32) rows[at] = static_cast<uint16_t>(at / 8 * 100 + at % 8);
@@ -43,16 +45,17 @@ void transposed_kernel() {
 }
 
 void copies_kernel(const float* from) {
+  start_kernel();
   auto* const to = reinterpret_cast<float*>(shared_memory());
   const int at = thread_index() * 4;
   copy_async(to + at, from + at, true);
   commit_copies();
-  copy_async(to + at, from, false);
+  copy_async(to + 128 + at, from, false);
   commit_copies();
   wait_copies<1>();
   results[at] = to[at];
   wait_copies<0>();
-  results[at + 1] = to[at];
+  results[at + 1] = to[128 + at];
   results[at + 2] = shuffle_up(static_cast<float>(thread_index()), 3);
   results[at + 3] = shuffle_xor(static_cast<float>(thread_index()), 5);
 }
@@ -83,7 +86,7 @@ void check_emulation() {
   }
   check(right, "emulated ldmatrix.trans");
   for (int i = 0; i < 128; ++i) from[i] = static_cast<float>(i);
-  launch(copies_kernel, 1, 32, 512, nullptr, false, static_cast<const float*>(from.data()));
+  launch(copies_kernel, 1, 32, 1024, nullptr, false, static_cast<const float*>(from.data()));
   right = true;
   for (int i = 0; i < 32; ++i) {
     const float* const mine = &out[i * 4];
@@ -161,7 +164,5 @@ void check_splits() {
   emulated_multiprocessors = 7;
   check(multiprocessors_of_current_device() == 7, "the chip is asked");
 }
-
-Device chip(int num_sms) { return {nullptr, num_sms}; }
 
 }  // namespace lookaheadkv::cuda

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -24,7 +21,7 @@ from lookaheadkv_kernels.policies import LookaheadPolicy
 from lookaheadkv_kernels.policies.base import Kept, LayerCall
 
 DIM = 16
-MODULE: Any = SimpleNamespace(scaling=0.3, num_key_value_groups=3, is_causal=True, training=False)
+SCALE = 0.3
 
 
 def tensors(rows: int, stored: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -38,7 +35,7 @@ def exact(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Output [B, q, Hq, D] and log-sum-exp in float64."""
     query, key, value = query.double(), key.double(), value.double()
     key, value = key.repeat_interleave(3, 1), value.repeat_interleave(3, 1)
-    logits = query @ key.transpose(-1, -2) * MODULE.scaling
+    logits = query @ key.transpose(-1, -2) * SCALE
     seen = bottom_right_mask(query.shape[2], key.shape[2], None, query.device)
     if seen is not None:
         logits = logits.masked_fill(~seen, -torch.inf)
@@ -51,9 +48,9 @@ def test_sixteen_bit_rows_are_attended_by_the_kernels(
     rows: int, stored: int, dtype: torch.dtype
 ) -> None:
     query, key, value = tensors(rows, stored, dtype)
-    out, lse = attend_newest(MODULE, query, key, value, None)
+    out, lse = attend_newest(SCALE, query, key, value, None)
     expected, expected_lse = exact(query, key, value)
-    plain = attend_newest(MODULE, query.requires_grad_(), key, value, None)
+    plain = attend_newest(SCALE, query.requires_grad_(), key, value, None)
     assert plain.lse is None  # a gradient is wanted: PyTorch's own
     assert lse is not None
     torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-5, atol=1e-5)
@@ -64,13 +61,13 @@ def test_sixteen_bit_rows_are_attended_by_the_kernels(
 
 def test_float32_and_padding_stay_with_pytorch() -> None:
     query, key, value = tensors(3, 40, torch.float32)
-    out, lse = attend_newest(MODULE, query, key, value, None)
+    out, lse = attend_newest(SCALE, query, key, value, None)
     assert lse is None and not served(query, key, value)
     torch.testing.assert_close(out.double(), exact(query, key, value)[0], rtol=1e-4, atol=1e-5)
     query, key, value = (t.bfloat16() for t in (query, key, value))
     valid = torch.ones(2, 40, dtype=torch.bool)
     valid[1, :7] = False
-    out, lse = attend_newest(MODULE, query, key, value, valid)
+    out, lse = attend_newest(SCALE, query, key, value, valid)
     assert lse is None
     without = exact(query[1:], key[1:, :, 7:], value[1:, :, 7:])[0]
     torch.testing.assert_close(out[1:].double(), without, rtol=0.05, atol=0.05)

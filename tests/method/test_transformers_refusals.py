@@ -233,6 +233,9 @@ def test_a_cache_that_the_model_does_not_fill(lkv: Any, monkeypatch: pytest.Monk
     own = layer.forward
     name = lkv.runner._cache_argument
     monkeypatch.setattr(layer, "forward", lambda *a, **k: own(*a, **(k | {name: None})))
+    with pytest.raises(RuntimeError, match="other keys and values than its cache returned"):
+        lkv.prefill(IDS, budget=8)
+    lkv.model.train()
     with pytest.raises(RuntimeError, match=r"call model\.eval"):
         lkv.prefill(IDS, budget=8)
 

@@ -12,19 +12,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ...lookahead import LookaheadModules, ModelShape, load_modules
 from ...policies.base import Policy
 from ...policies.budget import Budget, check_budget
 from ...policies.lookahead import LookaheadPolicy
-from .attention import attach
+from .attention import attach, detach
 from .cache import EvictableCache
-from .compat import cache_argument, decoder_layers
+from .compat import cache_argument
 from .patching import check_generate, replaced
 from .prefiller import ModelPrefiller, Prefilled
 from .prompt import make_prompt
+from .structure import check_linears, check_supported, decoder_of
 from .weights import find_modules
 
 # The model that a prefill is running: its passes are not a user's prompts.
@@ -63,12 +63,12 @@ class Eviction:
         check_supported(model)
         self.model = model
         self.policy = policy
-        self._base_attention = attach(model)
         self.runner = ModelPrefiller(model, chunk)
+        self._base_attention = attach(model)
 
     def detach(self) -> None:
         """Give the model back its own attention implementation."""
-        self.model.set_attn_implementation(self._base_attention)
+        detach(self.model, self._base_attention)
 
     @torch.no_grad()
     def prefill(
@@ -116,7 +116,7 @@ class Eviction:
         attention_mask: Tensor | None,
         **tokens: Tensor | None,
     ) -> Prefilled:
-        check_budget(budget, self.runner.num_layers)
+        budget = check_budget(budget, self.runner.num_layers)
         if cache is not None and not isinstance(cache, EvictableCache):
             raise ValueError(
                 f"eviction cannot go on from a {type(cache).__name__}: start without a cache, or "
@@ -187,7 +187,7 @@ class Eviction:
         Raises:
             RuntimeError: another thread is in a block of the same model.
         """
-        check_budget(budget, self.runner.num_layers)
+        budget = check_budget(budget, self.runner.num_layers)
         plain, plain_generate = self.model.forward, self.model.generate
         name = cache_argument(self.model)
 
@@ -272,11 +272,13 @@ class LookaheadKV(Eviction):
         mode: str = "appended",
         chunk: int | None = None,
     ) -> None:
-        shape = ModelShape.of(model.config)
+        check_supported(model)
+        shape = ModelShape.of(decoder_of(model).config)
         if shape != modules.config.model:
             raise ValueError(
                 f"these lookahead modules are for {modules.config.model}, the model is {shape}"
             )
+        check_linears(model, modules)
         # Copied: `to` would change the caller's modules, which may still be trained in float32.
         modules = copy.deepcopy(modules).requires_grad_(False).to(model.device, model.dtype)
         super().__init__(model, LookaheadPolicy(modules, mode=mode), chunk=chunk)
@@ -302,24 +304,3 @@ def _ending_in(tensor: Tensor | None, end: Tensor | None) -> Tensor | None:
     if tensor is None or end is None:
         return None
     return torch.cat([tensor[:, : tensor.shape[1] - end.shape[1]], end.to(tensor)], dim=1)
-
-
-def check_supported(model: Any) -> None:
-    """Refuse models that eviction would silently get wrong.
-
-    Raises:
-        ValueError: sliding-window or other non-full attention layers, or an unknown structure.
-    """
-    if not isinstance(model, PreTrainedModel):
-        # Wrappers (PEFT, torch.compile) have a forward of their own, which eviction does not see.
-        raise ValueError(f"{type(model).__name__} is not a transformers model")
-    decoder_layers(model)
-    config = model.config
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
-        raise ValueError(f"{type(model).__name__}: only full attention is supported, got {kinds}")
-    uses_window = getattr(config, "use_sliding_window", True)
-    if getattr(config, "sliding_window", None) is not None and uses_window:
-        raise ValueError(
-            f"{type(model).__name__}: sliding_window={config.sliding_window} is not supported"
-        )

@@ -13,14 +13,14 @@ from typing import Any
 
 from torch import Tensor
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
+from transformers.masking_utils import AttentionMaskInterface, causal_mask_function
 
-from .cache import LAYER_ATTRIBUTE
-from .masks import EvictableLength, StepMask
+from .arguments import attention_scale
+from .cache import EVICTABLE_OFFSET, LAYER_ATTRIBUTE
+from .masks import StepMask
+from .structure import check_supported, decoder_of
 
 PREFIX = "lookaheadkv_"
-# Options that some models pass to their attention, and that eviction would silently ignore.
-OTHER_ATTENTION = ("sliding_window", "softcap", "s_aux")
 
 
 def register(base: str) -> str:
@@ -45,11 +45,20 @@ def register(base: str) -> str:
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         place = getattr(key, LAYER_ATTRIBUTE, None)
+        owner = type(module).__name__
+        if place is not getattr(value, LAYER_ATTRIBUTE, None):
+            raise ValueError(
+                f"{owner} attends to other keys or values than its cache returned: eviction cannot "
+                "follow that"
+            )
         if place is None:
             if isinstance(attention_mask, StepMask):
                 raise RuntimeError(
-                    f"{type(module).__name__} did not pass its keys through the cache; in "
-                    "training mode gradient checkpointing does that: call model.eval()"
+                    f"{owner} did not pass its keys through the cache; in training mode gradient "
+                    "checkpointing does that: call model.eval()"
+                    if module.training
+                    else f"{owner} attends to other keys and values than its cache returned: "
+                    "eviction cannot follow that"
                 )
             result: tuple[Tensor, Tensor | None] = _base_attention(base, module)(
                 module, query, key, value, attention_mask, **kwargs
@@ -60,18 +69,21 @@ def register(base: str) -> str:
                 "an evictable cache takes 2-D attention masks [B, tokens], got "
                 f"{list(getattr(attention_mask, 'shape', ()))}"
             )
-        for option in OTHER_ATTENTION:
-            if kwargs.get(option) is not None:
-                raise ValueError(
-                    f"{type(module).__name__} attends with {option}: eviction does not support it"
-                )
+        scale = attention_scale(owner, query.shape[3], kwargs)
         cache, index = place
-        return cache.attend(index, module, query, key, value, attention_mask.padding), None
+        return cache.attend(index, scale, query, key, value, attention_mask.padding), None
 
     def mask(**kwargs: Any) -> Any:
-        if isinstance(kwargs["kv_length"], EvictableLength):
-            return StepMask(kwargs.get("attention_mask"), kwargs["q_length"])
-        return base_mask(**kwargs)
+        offset = kwargs["kv_offset"]
+        # Some caches have a tensor here, whose value must not be asked for while tracing.
+        if not (isinstance(offset, int) and offset == EVICTABLE_OFFSET):
+            return base_mask(**kwargs)
+        if kwargs.get("mask_function", causal_mask_function) is not causal_mask_function:
+            raise ValueError(
+                "the model masks its attention by more than causality and padding: eviction does "
+                "not support it"
+            )
+        return StepMask(kwargs.get("attention_mask"), kwargs["q_length"])
 
     AttentionInterface.register(name, attention)
     AttentionMaskInterface.register(name, mask)
@@ -85,7 +97,31 @@ def _base_attention(base: str, module: Any) -> Any:
 
 
 def attach(model: Any) -> str:
-    """Put our attention over the model's own; returns the own one's name, to restore it later."""
-    base: str = model.config._attn_implementation.removeprefix(PREFIX)
-    model.set_attn_implementation(register(base))
+    """Put our attention over the model's own; returns the own one's name, to restore it later.
+
+    Only the part that holds the cache is changed, not what else a model may have (a vision tower).
+
+    Raises:
+        ValueError: the model is not supported; it is as it was before.
+    """
+    check_supported(model)
+    decoder = decoder_of(model)
+    before: str = decoder.config._attn_implementation
+    base = before.removeprefix(PREFIX)
+    name = register(base)
+    try:
+        decoder.set_attn_implementation(name)
+        if decoder.config._attn_implementation != name:
+            raise ValueError(
+                f"{type(decoder).__name__} does not attend through transformers' attention "
+                "interface"
+            )
+    except BaseException:
+        decoder.config._attn_implementation_internal = before
+        raise
     return base
+
+
+def detach(model: Any, base: str) -> None:
+    """Give a model back the attention that :func:`attach` found."""
+    decoder_of(model).set_attn_implementation(base)

@@ -92,15 +92,15 @@ class _GroupedLayer(EvictableLayer):
         self.cumulative_length += 1
         for group in self.groups:
             group.append(key_states[:, :, 0], value_states[:, :, 0])
-        return key_states[:], value_states
+        return key_states[:], value_states[:]
 
-    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor) -> Attended:
+    def attend(self, scale: float, query: Tensor, key: Tensor, value: Tensor) -> Attended:
         """Attention of the newest token of every row."""
         rows, heads, _, dim = query.shape
         grouped = query.view(rows, key.shape[1], -1, dim)
         out = torch.empty_like(grouped)
         for group in self.groups:
-            out[group.places] = group.attend(grouped[group.places], module.scaling)
+            out[group.places] = group.attend(grouped[group.places], scale)
         return Attended(out.view(rows, 1, heads, dim), None)
 
 

@@ -18,12 +18,15 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from .growing import GrowingBuffers
 from .layer_attention import Attended, attend_newest
-from .masks import EvictableLength
 
-# `update` returns the keys that the model hands to the attention function; this attribute tells the
-# function which layer of which cache they belong to. It is set on a fresh view, which dies with the
-# call: on the stored tensor itself it would be a reference cycle that keeps evicted memory alive.
+# `update` returns the keys and values that the model hands to the attention function; this
+# attribute tells it which layer of which cache they belong to. It is set on fresh views, which die
+# with the call: on the stored tensors it would be a reference cycle, which keeps evicted memory
+# alive.
 LAYER_ATTRIBUTE = "lookaheadkv_place"
+# The offset of its first key by which the mask function knows an evictable cache: it is a plain
+# number, which tracing carries, and no cache has a negative one.
+EVICTABLE_OFFSET = -1
 
 
 @dataclass(frozen=True)
@@ -130,9 +133,9 @@ class EvictableLayer(CacheLayerMixin):
         hidden = F.pad(~seen[:, -tail:], (self.stored_length - tail, 0)).to(self.keys.device)
         self.valid = ~hidden if self.valid is None else self.valid & ~hidden
 
-    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor) -> Attended:
+    def attend(self, scale: float, query: Tensor, key: Tensor, value: Tensor) -> Attended:
         """Attention of the newest q tokens over what is stored."""
-        return attend_newest(module, query, key, value, self.valid)
+        return attend_newest(scale, query, key, value, self.valid)
 
     def keep(
         self,
@@ -249,7 +252,7 @@ class EvictableCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Append to one layer; the returned keys carry their place (see ``LAYER_ATTRIBUTE``).
+        """Append to one layer; what is returned carries its place (see ``LAYER_ATTRIBUTE``).
 
         Raises:
             RuntimeError: the layer before did not attend here: the model is not attached.
@@ -263,25 +266,36 @@ class EvictableCache(Cache):
         while len(self.layers) <= layer_idx:
             self.layers.append(EvictableLayer())
         key, value = self.layers[layer_idx].update(key_states, value_states)
-        setattr(key, LAYER_ATTRIBUTE, (self, layer_idx))
+        place = (self, layer_idx)
+        setattr(key, LAYER_ATTRIBUTE, place)
+        setattr(value, LAYER_ATTRIBUTE, place)
         return key, value
 
     def attend(
         self,
         index: int,
-        module: Any,
+        scale: float,
         query: Tensor,  # [B, Hq, q, D]
         key: Tensor,  # [B, Hkv, S, D]
         value: Tensor,  # [B, Hkv, S, D]
         padding: Tensor | None,  # [B, q] bool
     ) -> Tensor:
-        """Attention of one layer, then the observer."""
+        """Attention of one layer, then the observer.
+
+        Raises:
+            RuntimeError: the layer has attended since it got entries.
+        """
+        if self._pending != index:
+            raise RuntimeError(
+                f"layer {index} attends twice to what its cache returned once: eviction cannot "
+                "follow that"
+            )
         self._pending = None
         layer = self.layers[index]
         layer.extend_valid(padding, query.shape[2])
-        out, lse = layer.attend(module, query, key, value)
+        out, lse = layer.attend(scale, query, key, value)
         if self._observer is not None:
-            self._observer(LayerRows(self, index, query, module.scaling, lse))
+            self._observer(LayerRows(self, index, query, scale, lse))
         return out
 
     @contextmanager
@@ -305,9 +319,8 @@ class EvictableCache(Cache):
         self.layers, self.logits, self.choices = other.layers, other.logits, other.choices
 
     def get_mask_sizes(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        """(slots the next step attends to, offset), marked as those of an evictable cache."""
-        length, offset = super().get_mask_sizes(*args, **kwargs)
-        return EvictableLength(length), offset
+        """(slots the next step attends to, the mark of an evictable cache)."""
+        return super().get_mask_sizes(*args, **kwargs)[0], EVICTABLE_OFFSET
 
     def reset(self) -> None:
         """Forget all entries, and what a prefill left beside them."""

@@ -19,10 +19,17 @@ def decoder_layers(model: Any) -> Any:
     """
     decoder = model.get_decoder()
     layers = getattr(decoder, "layers", None)
-    if layers is None or not hasattr(layers[0], "self_attn"):
+    if not layers:
         raise ValueError(
             f"{type(model).__name__} is not supported: its decoder has no layers[i].self_attn"
         )
+    for index, layer in enumerate(layers):
+        if not hasattr(layer, "self_attn"):
+            parts = ", ".join(name for name, _ in layer.named_children())
+            raise ValueError(
+                f"{type(model).__name__} is not supported: its decoder has no layers[i].self_attn "
+                f"at i = {index}, but {parts}"
+            )
     return layers
 
 
@@ -32,7 +39,7 @@ def linear(layer: Any, name: str) -> Any:
     Raises:
         ValueError: the layer has no such map.
     """
-    for part in (layer.self_attn, layer.mlp):
+    for part in (layer.self_attn, getattr(layer, "mlp", None)):
         if hasattr(part, name):
             return getattr(part, name)
     raise ValueError(f"{type(layer).__name__} has no linear map {name!r}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ def served(query: Tensor, key: Tensor, value: Tensor) -> bool:
 
 
 def attend_newest(
-    module: Any,
+    scale: float,
     query: Tensor,  # [B, Hq, q, D]
     key: Tensor,  # [B, Hkv, S, D], the last q are the queries' own
     value: Tensor,  # [B, Hkv, S, D]
@@ -52,7 +53,7 @@ def attend_newest(
     """Causal attention of the newest q of S tokens.
 
     Args:
-        module: the model's attention; has ``scaling``.
+        scale: of the logits.
         query: of the newest tokens.
         key: of all tokens.
         value: of all tokens.
@@ -61,12 +62,14 @@ def attend_newest(
     rows, stored = query.shape[2], key.shape[2]
     if valid is None and served(query, key, value):
         if rows == stored:
-            out, lse, _ = prefill_attention(query, key, value, 1, scale=module.scaling)
+            out, lse, _ = prefill_attention(query, key, value, 1, scale=scale)
         else:
-            out, lse, _ = lookahead_attention(query, key, value, scale=module.scaling)
+            out, lse, _ = lookahead_attention(query, key, value, scale=scale)
         return Attended(out.transpose(1, 2), lse)
     mask = None
     if rows != stored or valid is not None:
         mask = bottom_right_mask(rows, stored, valid, query.device)
-    out = sdpa_attention_forward(module, query, key, value, mask, scaling=module.scaling)[0]
+    # What transformers' function asks of a module; the models' own differ in what they have.
+    module = SimpleNamespace(num_key_value_groups=query.shape[1] // key.shape[1], is_causal=True)
+    out = sdpa_attention_forward(module, query, key, value, mask, scaling=scale)[0]
     return Attended(out, None)

@@ -30,6 +30,7 @@ class Cut(NamedTuple):
     num_draft: int = 0  # newest queries of tokens behind the prompt
     num_dropped: int = 0
     watcher: Watcher | None = None  # has seen the whole prompt for the policy
+    first_row: int = 0  # of the user's batch, for error texts
 
     def room(self, index: int, row: int, num_prompt: int) -> int:
         """Entries that layer ``index`` keeps of the ``num_prompt`` stored ones of a row."""
@@ -66,7 +67,7 @@ def evict_layer(cut: Cut, rows: LayerRows) -> Kept:
     )
     valid = None
     if layer.valid is None:
-        kept = cut.policy.evict(call)
+        kept = _choose(cut, call)
     else:
         order, leftpad = _left_padded(layer.valid, cut.num_dropped)
         if order is not None:
@@ -92,22 +93,37 @@ def _evict_padded(cut: Cut, call: LayerCall, leftpad: Tensor) -> Kept:
     """All rows of a left-padded batch at once if the policy can, or one by one without padding."""
     one_budget = isinstance(cut.budget, int) or len(set(cut.seen)) == 1
     if cut.policy.handles_padding and one_budget:
-        return cut.policy.evict(call._replace(leftpad_k=leftpad))
+        return _choose(cut, call._replace(leftpad_k=leftpad), leftpad)
     parts = []
     for row, skip in enumerate(leftpad.tolist()):
         one = slice(row, row + 1)
         first = call.query.shape[2] - cut.new[row] - cut.num_draft
-        kept = cut.policy.evict(
-            call._replace(
-                query=call.query[one, :, first:],
-                key=call.key[one, :, skip:],
-                value=call.value[one, :, skip:],
-                budget=cut.room(call.layer, row, call.num_prompt - skip),
-                row=row,
-            )
+        alone = call._replace(
+            query=call.query[one, :, first:],
+            key=call.key[one, :, skip:],
+            value=call.value[one, :, skip:],
+            budget=cut.room(call.layer, row, call.num_prompt - skip),
+            row=row,
         )
-        parts.append(_shifted(kept, skip))
+        parts.append(_shifted(_choose(cut, alone), skip))
     return _joined(parts)
+
+
+def _choose(cut: Cut, call: LayerCall, leftpad: Tensor | None = None) -> Kept:
+    """Let the policy choose; its errors say which row they are about."""
+    try:
+        return cut.policy.evict(call)
+    except RuntimeError as error:
+        if type(error) is not RuntimeError:  # out of memory, or a device's own errors
+            raise
+        # Of several rows the longest is the one that the budget cannot hold.
+        row = call.row or 0 if leftpad is None else int(leftpad.argmin())
+        length = call.num_prompt - (0 if leftpad is None else int(leftpad[row]))
+        given = cut.budget[call.layer] if isinstance(cut.budget, Sequence) else cut.budget
+        raise RuntimeError(
+            f"policy {cut.policy.name!r} cannot cut row {cut.first_row + row} of {length} tokens "
+            f"in layer {call.layer} to budget {given}, which is {call.budget} entries: {error}"
+        ) from error
 
 
 def _left_padded(valid: Tensor, num_dropped: int) -> tuple[Tensor | None, Tensor]:

@@ -8,13 +8,6 @@ import torch
 from torch import Tensor
 
 
-class EvictableLength(int):
-    """A length that marks an evictable cache.
-
-    transformers passes it to the mask function unchanged, which recognises the cache by it.
-    """
-
-
 class StepMask:
     """Takes the place of a mask for an evictable cache: which new tokens of a pass are padding."""
 

@@ -65,7 +65,7 @@ class RaggedLayer(EvictableLayer):
         if padding is not None:
             raise ValueError("a ragged cache takes no padded tokens")
 
-    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor) -> Attended:
+    def attend(self, scale: float, query: Tensor, key: Tensor, value: Tensor) -> Attended:
         """Attention of the newest q tokens, head by head; ``key`` is the tail."""
         batch, heads, rows, dim = query.shape
         kv_heads = key.shape[1]
@@ -84,7 +84,7 @@ class RaggedLayer(EvictableLayer):
                 k[None, None],
                 v[None, None],
                 attn_mask=None if mask is None else mask.repeat(1, 1, group, 1),
-                scale=module.scaling,
+                scale=scale,
             )
             out[row, :, mine] = one.view(group, rows, dim).transpose(0, 1)
         return Attended(out, None)

@@ -166,6 +166,7 @@ class Reading:
             num_draft=num_draft,
             num_dropped=num_dropped,
             watcher=self._watchers.get(policy),
+            first_row=self.row,
         )
 
     def _evict(self, cut: Cut, index: int, window: int, draft: Tensor | None) -> None:

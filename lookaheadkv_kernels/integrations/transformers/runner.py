@@ -16,6 +16,7 @@ from .cache import EvictableCache, LayerRows, Observer
 from .compat import cache_argument
 from .lora import lora_on_last_rows
 from .prompt import Prompt
+from .structure import decoder_of
 
 
 class Inputs(TypedDict, total=False):
@@ -76,7 +77,7 @@ class Runner:
     def __init__(self, model: PreTrainedModel, chunk: int | None = None) -> None:
         self.model = model
         self.chunk = chunk
-        self.num_layers: int = model.config.num_hidden_layers
+        self.num_layers: int = decoder_of(model).config.num_hidden_layers
         self._cache_argument = cache_argument(model)
 
     def forward(

@@ -4,85 +4,35 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <deque>
 #include <memory>
+#include <utility>
 #include <vector>
 
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/common_interface_defs.h>
-#endif
-#if !defined(__x86_64__)
-#include <ucontext.h>
-#endif
+#include "context.h"
+#include "instructions.h"
+#include "races.h"
 
-// Fibers switch at every instruction of a warp, and the C library's swapcontext makes a system
-// call: where we know the calling convention, the registers are saved by hand.
-#if defined(__x86_64__)
-extern "C" void lookaheadkv_switch_stacks(void** save, void* load);
-asm(R"(
-.text
-.type lookaheadkv_switch_stacks, @function
-lookaheadkv_switch_stacks:
-  pushq %rbp
-  pushq %rbx
-  pushq %r12
-  pushq %r13
-  pushq %r14
-  pushq %r15
-  movq %rsp, (%rdi)
-  movq %rsi, %rsp
-  popq %r15
-  popq %r14
-  popq %r13
-  popq %r12
-  popq %rbx
-  popq %rbp
-  ret
-.size lookaheadkv_switch_stacks, .-lookaheadkv_switch_stacks
-)");
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
 #endif
 
 namespace lookaheadkv::emulation {
 
 namespace {
 
-constexpr size_t kStackBytes = size_t{192} << 10;
-constexpr int kLanes = 32;
+constexpr int kLanes = 32, kMostThreads = 1024;
 
-#if defined(__x86_64__)
-struct Context {
-  void* stack_pointer = nullptr;
-};
-void prepare(Context& context, char* stack, void (*entry)()) {
-  void** top = reinterpret_cast<void**>(stack + kStackBytes) - 2;  // aligned as after a call
-  *top = reinterpret_cast<void*>(entry);
-  context.stack_pointer = top - 6;  // six registers, whatever they hold
-}
-void switch_contexts(Context& from, Context& to) {
-  lookaheadkv_switch_stacks(&from.stack_pointer, to.stack_pointer);
-}
-#else
-struct Context {
-  ucontext_t context;
-};
-void prepare(Context& context, char* stack, void (*entry)()) {
-  getcontext(&context.context);
-  context.context.uc_stack.ss_sp = stack;
-  context.context.uc_stack.ss_size = kStackBytes;
-  context.context.uc_link = nullptr;
-  makecontext(&context.context, entry, 0);
-}
-void switch_contexts(Context& from, Context& to) { swapcontext(&from.context, &to.context); }
-#endif
-
-// --- fibers
-
-enum class State { kReady, kAtWarp, kAtBlock, kDone };
+enum class State { kReady, kWaits, kDone };
 
 struct Fiber {
   Context context;
   char* stack = nullptr;
   void* fake_stack = nullptr;  // AddressSanitizer's
   State state = State::kDone;
+  int place = -1, thread = 0;
 };
 
 struct Warp {
@@ -91,24 +41,79 @@ struct Warp {
   int waiting = 0;
 };
 
-struct Block {
+// One of the blocks at once.
+struct Place {
   std::vector<Fiber> fibers;  // kept from block to block, for their stacks
   std::vector<Warp> warps;
-  Fiber scheduler;
-  const void* scheduler_stack = nullptr;
-  size_t scheduler_stack_bytes = 0;
-  int threads = 0, current = 0, waiting = 0;
+  int64_t block = -1;
+  std::unique_ptr<char, void (*)(void*)> shared = {nullptr, std::free};
+  int waiting = 0, done = 0;
   bool backwards = false;
-  const std::function<void()>* body = nullptr;
 };
-Block block;
+
+struct Poll {
+  Fiber* fiber;
+  const int32_t* word;
+};
+
+Place places[kMostResident];
+std::deque<Fiber*> ready;
+std::vector<Poll> polls;
+Fiber scheduler;
+Fiber* current = nullptr;
+Running now;
+bool interleave_all = false;
+uint64_t all_seed = 0;
+
+// Of the launch that runs.
+int threads = 0, shared_bytes = 0;
+bool interleaved = false;
+uint64_t dice = 1;
+const std::function<void()>* body = nullptr;
+
+uint64_t mixed(uint64_t x) {
+  x += 0x9e3779b97f4a7c15u;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
+
+uint64_t draw() { return mixed(dice++); }
+
+#if defined(__SANITIZE_ADDRESS__)
+const void* scheduler_stack = nullptr;
+size_t scheduler_stack_bytes = 0;
+#endif
+
+// Stacks of all fibers, in one range that nobody but its own fiber looks at: races are not looked
+// for there.
+char* stack_of(int place, int thread) {
+  constexpr size_t kBytes = kStackBytes * kMostThreads * kMostResident;
+  static char* const all = [] {
+    void* const memory = mmap(nullptr, kBytes, PROT_READ | PROT_WRITE,
+                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) fail("no memory for the stacks");
+    races::ignore(memory, kBytes);
+    return static_cast<char*>(memory);
+  }();
+  return all + kStackBytes * static_cast<size_t>(place * kMostThreads + thread);
+}
+
+void become(Fiber& fiber) {
+  current = &fiber;
+  now = {};
+  if (fiber.place < 0) return;
+  const Place& place = places[fiber.place];
+  now = {fiber.place, fiber.thread, place.block, place.shared.get(), shared_bytes};
+}
 
 void enter(Fiber& from, Fiber& to, bool leaving) {
+  become(to);
 #if defined(__SANITIZE_ADDRESS__)
-  const bool back = &to == &block.scheduler;
+  const bool back = &to == &scheduler;
   __sanitizer_start_switch_fiber(leaving ? nullptr : &from.fake_stack,
-                                 back ? block.scheduler_stack : to.stack,
-                                 back ? block.scheduler_stack_bytes : kStackBytes);
+                                 back ? scheduler_stack : to.stack,
+                                 back ? scheduler_stack_bytes : kStackBytes);
 #endif
   (void)leaving;
   switch_contexts(from.context, to.context);
@@ -117,99 +122,196 @@ void enter(Fiber& from, Fiber& to, bool leaving) {
 #endif
 }
 
-// Continues with the next fiber that can run, or with the scheduler when all are done.
-void go_on(bool leaving) {
-  Fiber& from = block.fibers[block.current];
-  for (int step = 1; step <= block.threads; ++step) {
-    const int distance = block.backwards ? block.threads - step : step;
-    const int next = (block.current + distance) % block.threads;
-    if (block.fibers[next].state != State::kReady) continue;
-    if (next == block.current) return;
-    block.current = next;
-    enter(from, block.fibers[next], leaving);
-    return;
+// The next fiber to continue, no longer in `ready`; null if none can.
+Fiber* take_next() {
+  for (size_t i = polls.size(); i-- > 0;) {
+    if (*polls[i].word == 0) continue;
+    ready.push_back(polls[i].fiber);
+    polls[i] = polls.back();
+    polls.pop_back();
   }
-  if (!leaving) fail("waits for threads that have ended or wait for something else");
-  enter(from, block.scheduler, true);
+  if (ready.empty()) return nullptr;
+  if (interleaved) std::swap(ready.front(), ready[draw() % ready.size()]);
+  Fiber* const next = ready.front();
+  ready.pop_front();
+  return next;
+}
+
+// Leaves the running fiber, which others will make ready again, unless it is done.
+void go_on() {
+  Fiber& from = *current;
+  Fiber* const next = take_next();
+  if (next == nullptr) {
+    fail(polls.empty() ? "waits for threads that have ended or wait for something else"
+                       : "is the last that ran: blocks wait for one that cannot start");
+  }
+  if (next != &from) enter(from, *next, from.state == State::kDone);
+}
+
+void wait_for_others() {
+  current->state = State::kWaits;
+  go_on();
+  current->state = State::kReady;
+}
+
+void make_ready(Place& place, int first, int count) {
+  for (int i = 0; i < count; ++i) {
+    Fiber* const fiber = &place.fibers[first + (place.backwards ? count - 1 - i : i)];
+    if (fiber != current) ready.push_back(fiber);
+  }
 }
 
 void leave_when_done() {
-  if (block.waiting > 0) fail("ends while others wait at a barrier of the block");
-  block.fibers[block.current].state = State::kDone;
-  bool all = true;
-  for (int i = 0; i < block.threads; ++i) all = all && block.fibers[i].state == State::kDone;
-  if (all) enter(block.fibers[block.current], block.scheduler, true);
-  go_on(true);
+  Place& place = places[current->place];
+  if (place.waiting > 0) fail("ends while others wait at a barrier of the block");
+  current->state = State::kDone;
+  if (++place.done == threads) enter(*current, scheduler, true);
+  go_on();
 }
 
 void run_fiber() {
 #if defined(__SANITIZE_ADDRESS__)
-  if (block.scheduler_stack == nullptr) {
-    __sanitizer_finish_switch_fiber(nullptr, &block.scheduler_stack, &block.scheduler_stack_bytes);
+  if (scheduler_stack == nullptr) {
+    __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_bytes);
   } else {
     __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
   }
 #endif
-  (*block.body)();
+  (*body)();
   leave_when_done();
   std::abort();  // never comes back
 }
 
-}  // namespace
-
-void run_block(int threads, bool backwards, const std::function<void()>& body) {
-  if (threads % kLanes != 0) fail("a block must have whole warps");
-  while (static_cast<int>(block.fibers.size()) < threads) {
-    Fiber fiber;
-    void* stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (stack == MAP_FAILED) fail("no memory for a stack");
-    fiber.stack = static_cast<char*>(stack);
-    block.fibers.push_back(fiber);
+void start_block(int at, int64_t block) {
+  Place& place = places[at];
+  place.block = block;
+  // Of exactly this size, for AddressSanitizer.
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 128, static_cast<size_t>(shared_bytes)) != 0) std::abort();
+  place.shared.reset(static_cast<char*>(memory));
+  // NaN in every dtype; a large number in some blocks, as a maximum passes over NaN.
+  std::memset(memory, draw() % 2 == 0 ? 0x7f : 0xff, static_cast<size_t>(shared_bytes));
+  place.waiting = place.done = 0;
+  place.backwards = draw() % 2 == 0;
+  place.warps.assign(static_cast<size_t>(threads / kLanes), Warp());
+  if (static_cast<int>(place.fibers.size()) < threads) {
+    place.fibers.resize(static_cast<size_t>(threads));
   }
-  block.threads = threads;
-  block.backwards = backwards;
-  block.body = &body;
-  block.waiting = 0;
-  block.warps.assign(threads / kLanes, Warp());
   for (int i = 0; i < threads; ++i) {
-    prepare(block.fibers[i].context, block.fibers[i].stack, run_fiber);
-    block.fibers[i].state = State::kReady;
+    Fiber& fiber = place.fibers[static_cast<size_t>(i)];
+    fiber.place = at;
+    fiber.thread = i;
+    fiber.state = State::kReady;
+    fiber.stack = stack_of(at, i);
+#if defined(__SANITIZE_ADDRESS__)
+    // Whoever ran here before never returned from its last calls, whose frames are still marked.
+    __asan_unpoison_memory_region(fiber.stack, kStackBytes);
+#endif
+    prepare(fiber.context, fiber.stack, run_fiber);
   }
-  block.current = backwards ? threads - 1 : 0;
-  enter(block.scheduler, block.fibers[block.current], false);
+  start_copies(at, threads);
+  races::begin_block(at, block, threads, place.shared.get(), shared_bytes);
+  make_ready(place, 0, threads);
 }
 
-int current_thread() { return block.current; }
+void end_block(int at) {
+  end_copies(at);
+  races::end_block(at);
+  places[at].block = -1;
+  places[at].shared.reset();
+}
+
+}  // namespace
+
+Schedule schedule_of(int64_t launch) {
+  const uint64_t random = mixed(all_seed + static_cast<uint64_t>(launch));
+  return {interleave_all || random % 2 == 0, random / 2 % 2 == 0, random};
+}
+
+void always_interleave(uint64_t seed) {
+  interleave_all = true;
+  all_seed = seed << 32;
+}
+
+void run_grid(int64_t blocks, int threads_of_block, int bytes, const Schedule& schedule,
+              const std::function<void()>& of_thread) {
+  if (threads_of_block % kLanes != 0) fail("a block must have whole warps");
+  if (threads_of_block > kMostThreads) fail("a block has more threads than a chip runs");
+  threads = threads_of_block;
+  shared_bytes = bytes;
+  interleaved = schedule.interleaved;
+  dice = schedule.seed;
+  body = &of_thread;
+  ready.clear();
+  become(scheduler);
+  const int resident = interleaved ? 1 + static_cast<int>(draw() % kMostResident) : 1;
+  int64_t started = 0, ended = 0;
+  while (ended < blocks) {
+    for (int at = 0; at < resident; ++at) {
+      if (places[at].block >= 0 || started == blocks) continue;
+      start_block(at, schedule.last_block_first ? blocks - 1 - started : started);
+      ++started;
+    }
+    // Comes back when a block has ended.
+    Fiber* const next = take_next();
+    if (next == nullptr) fail("blocks wait for one that has ended");
+    enter(scheduler, *next, false);
+    for (int at = 0; at < resident; ++at) {
+      if (places[at].block < 0 || places[at].done < threads) continue;
+      end_block(at);
+      ++ended;
+    }
+  }
+}
+
+const Running& running() { return now; }
+int current_thread() { return now.thread; }
+int64_t current_block() { return now.block; }
+char* current_shared() { return now.shared; }
 
 void meet_block() {
-  if (++block.waiting < block.threads) {
-    block.fibers[block.current].state = State::kAtBlock;
-    go_on(false);
+  Place& place = places[current->place];
+  if (++place.waiting < threads) {
+    wait_for_others();
     return;
   }
-  block.waiting = 0;
-  for (int i = 0; i < block.threads; ++i) block.fibers[i].state = State::kReady;
+  place.waiting = 0;
+  races::barrier(current->place);
+  make_ready(place, 0, threads);
 }
 
 void meet_warp(Meeting meeting, void* operand) {
-  Warp& warp = block.warps[block.current / kLanes];
+  Place& place = places[current->place];
+  const int warp_index = current->thread / kLanes;
+  Warp& warp = place.warps[static_cast<size_t>(warp_index)];
   if (warp.waiting > 0 && warp.meeting != meeting) fail("is at another instruction than its warp");
   warp.meeting = meeting;
-  warp.operands[block.current % kLanes] = operand;
+  warp.operands[current->thread % kLanes] = operand;
   if (++warp.waiting < kLanes) {
-    block.fibers[block.current].state = State::kAtWarp;
-    go_on(false);
+    wait_for_others();
     return;
   }
   warp.waiting = 0;
   meeting(warp.operands);
-  const int first = block.current / kLanes * kLanes;
-  for (int lane = 0; lane < kLanes; ++lane) block.fibers[first + lane].state = State::kReady;
+  make_ready(place, warp_index * kLanes, kLanes);
+}
+
+void yield() {
+  if (!interleaved) return;
+  ready.push_back(current);
+  go_on();
+}
+
+void wait_until_set(const int32_t* word) {
+  while (*word == 0) {
+    polls.push_back({current, word});
+    wait_for_others();
+  }
 }
 
 void fail(const char* what) {
-  std::printf("FAILED thread %d of %d %s\n", block.current, block.threads, what);
+  std::printf("FAILED block %lld thread %d of %d %s\n", static_cast<long long>(now.block),
+              now.thread, threads, what);
   std::fflush(stdout);
   std::abort();
 }

@@ -5,10 +5,12 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <vector>
 
 #include "cpu/isa/convert.h"
+#include "faults.h"
 #include "fibers.h"
+#include "instructions.h"
+#include "races.h"
 
 #define __global__
 #define __device__
@@ -27,39 +29,30 @@ struct bf16 {
   uint16_t bits;
 };
 
-// What launch.cuh sets up for each block.
-struct EmulatedBlock {
-  int64_t index = 0;
-  char* shared = nullptr;
-  int shared_bytes = 0;
-};
-inline EmulatedBlock emulated_block;
+// Of an instruction that orders: the line of the kernel that calls it, to plant faults there.
+#define LOOKAHEADKV_LINE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 inline int thread_index() { return emulation::current_thread(); }
-inline int64_t block_index() { return emulated_block.index; }
-inline char* shared_memory() { return emulated_block.shared; }
-inline void sync_threads() { emulation::meet_block(); }
-inline void start_kernel() {}
+inline int64_t block_index() { return emulation::current_block(); }
+inline char* shared_memory() { return emulation::current_shared(); }
+inline void sync_threads(LOOKAHEADKV_LINE) {
+  if (!emulation::has_fault(emulation::Fault::kNoBarrier, file, line)) emulation::meet_block();
+}
+inline void start_kernel(LOOKAHEADKV_LINE) {
+  if (emulation::has_fault(emulation::Fault::kNoKernelWait, file, line)) return;
+  emulation::races::kernel_started();
+}
 
 // --- lanes of a warp
 
 template <class V>
-struct Exchange {
-  V value, result;
-  int argument;
-};
-template <class V>
 V shuffle(V value, int lane) {
-  Exchange<V> mine = {value, value, lane};
-  emulation::meet_warp(
-      [](void* const* operands) {
-        for (int i = 0; i < 32; ++i) {
-          auto* to = static_cast<Exchange<V>*>(operands[i]);
-          to->result = static_cast<Exchange<V>*>(operands[to->argument % 32])->value;
-        }
-      },
-      &mine);
-  return mine.result;
+  static_assert(sizeof(V) == 4, "a register");
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  bits = emulation::shuffle(bits, lane);
+  std::memcpy(&value, &bits, 4);
+  return value;
 }
 template <class V>
 V shuffle_xor(V value, int mask) {
@@ -97,126 +90,46 @@ inline uint32_t pack<fp16>(float low, float high) {
 }
 
 inline int atomic_add_shared(int* address, int value) {
-  const int before = *address;
-  *address += value;
-  return before;
+  return emulation::atomic_add(address, value);
 }
 
-// --- between blocks, which run one after the other here: none may ever wait
+// --- between blocks
 
-inline int atomic_add_device(int32_t* word, int value) { return atomic_add_shared(word, value); }
-inline int arrive(int32_t* word) { return atomic_add_shared(word, 1); }
-inline void publish(int32_t* word) { *word = 1; }
-inline void wait_until_published(const int32_t* word) {
-  if (*word != 1) emulation::fail("waits for a block that has not run");
+inline int atomic_add_device(int32_t* word, int value) {
+  return emulation::atomic_add_device(word, value);
+}
+inline int arrive(int32_t* word, LOOKAHEADKV_LINE) {
+  return emulation::arrive(word, !emulation::has_fault(emulation::Fault::kNoRelease, file, line),
+                           !emulation::has_fault(emulation::Fault::kNoAcquire, file, line));
+}
+inline void publish(int32_t* word, LOOKAHEADKV_LINE) {
+  emulation::publish(word, !emulation::has_fault(emulation::Fault::kNoRelease, file, line));
+}
+inline void wait_until_published(const int32_t* word, LOOKAHEADKV_LINE) {
+  if (emulation::has_fault(emulation::Fault::kNoWait, file, line)) return;
+  emulation::wait_until_published(word,
+                                  !emulation::has_fault(emulation::Fault::kNoAcquire, file, line));
 }
 
 // --- matrix instructions
 
-struct Product {
-  float* d;
-  const uint32_t* a;
-  uint32_t b0, b1;
-};
-template <class T>
-float half_of(uint32_t two, int which) {
-  return to_float(T{static_cast<uint16_t>(two >> (16 * which))});
+inline void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, bf16) {
+  emulation::multiply_bf16(d, a, b0, b1);
 }
-template <class T>
-__attribute__((no_sanitize("address", "undefined"))) void multiply(void* const* operands) {
-  float a[16][16], b[8][16], d[16][8];
-  for (int lane = 0; lane < 32; ++lane) {
-    const auto& mine = *static_cast<const Product*>(operands[lane]);
-    const int group = lane / 4, pair = 2 * (lane % 4);
-    for (int i = 0; i < 4; ++i) {
-      for (int which = 0; which < 2; ++which) {
-        a[group + i % 2 * 8][pair + i / 2 * 8 + which] = half_of<T>(mine.a[i], which);
-      }
-      d[group + i / 2 * 8][pair + i % 2] = mine.d[i];
-    }
-    for (int which = 0; which < 2; ++which) {
-      b[group][pair + which] = half_of<T>(mine.b0, which);
-      b[group][pair + 8 + which] = half_of<T>(mine.b1, which);
-    }
-  }
-  for (int i = 0; i < 16; ++i) {
-    for (int j = 0; j < 8; ++j) {
-      float sum = 0.0f;
-      for (int k = 0; k < 16; ++k) sum += a[i][k] * b[j][k];
-      d[i][j] += sum;
-    }
-  }
-  for (int lane = 0; lane < 32; ++lane) {
-    const auto& mine = *static_cast<const Product*>(operands[lane]);
-    const int group = lane / 4, pair = 2 * (lane % 4);
-    for (int i = 0; i < 4; ++i) mine.d[i] = d[group + i / 2 * 8][pair + i % 2];
-  }
-}
-template <class T>
-void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, T) {
-  Product mine = {d, a, b0, b1};
-  emulation::meet_warp(&multiply<T>, &mine);
-}
-
-struct MatrixLoad {
-  uint32_t* r;
-  const char* row;
-};
-template <bool kTransposed>
-void load_four(void* const* operands) {
-  uint16_t m[4][8][8];
-  for (int lane = 0; lane < 32; ++lane) {
-    std::memcpy(m[lane / 8][lane % 8], static_cast<const MatrixLoad*>(operands[lane])->row, 16);
-  }
-  for (int lane = 0; lane < 32; ++lane) {
-    uint32_t* const r = static_cast<const MatrixLoad*>(operands[lane])->r;
-    const int group = lane / 4, pair = 2 * (lane % 4);
-    for (int i = 0; i < 4; ++i) {
-      const uint16_t low = kTransposed ? m[i][pair][group] : m[i][group][pair];
-      const uint16_t high = kTransposed ? m[i][pair + 1][group] : m[i][group][pair + 1];
-      r[i] = low | static_cast<uint32_t>(high) << 16;
-    }
-  }
-}
-inline void require_aligned(const void* address) {
-  if (reinterpret_cast<uintptr_t>(address) % 16 != 0) emulation::fail("needs 16 aligned bytes");
-}
-inline void require_shared(const void* address) {
-  require_aligned(address);
-  const char* const at = static_cast<const char*>(address);
-  const char* const begin = shared_memory();
-  if (at < begin || at + 16 > begin + emulated_block.shared_bytes) {
-    emulation::fail("leaves the shared memory");
-  }
+inline void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, fp16) {
+  emulation::multiply_fp16(d, a, b0, b1);
 }
 inline void load_matrices(uint32_t (&r)[4], const void* row) {
-  require_shared(row);
-  MatrixLoad mine = {r, static_cast<const char*>(row)};
-  emulation::meet_warp(&load_four<false>, &mine);
+  emulation::load_matrices(r, row, false);
 }
 inline void load_matrices_transposed(uint32_t (&r)[4], const void* row) {
-  require_shared(row);
-  MatrixLoad mine = {r, static_cast<const char*>(row)};
-  emulation::meet_warp(&load_four<true>, &mine);
+  emulation::load_matrices(r, row, true);
 }
 
-// --- asynchronous copies. They happen as late as they may: when their thread waits for them.
-
-struct Copy {
-  char* to;
-  const char* from;  // null: zeros
-  int bytes;
-};
-struct ThreadCopies {
-  std::vector<std::vector<Copy>> groups = {{}};  // the last one is not committed yet
-};
-inline std::vector<ThreadCopies> thread_copies;
+// --- asynchronous copies
 
 inline void copy_async(void* shared, const void* global, bool fetch) {
-  require_shared(shared);
-  if (fetch) require_aligned(global);
-  thread_copies[thread_index()].groups.back().push_back(
-      {static_cast<char*>(shared), fetch ? static_cast<const char*>(global) : nullptr, 16});
+  emulation::issue_copy(shared, fetch ? global : nullptr, 16);
 }
 struct CachePolicy {};
 inline CachePolicy cache_policy(bool) { return {}; }
@@ -224,24 +137,18 @@ inline void copy_async(void* shared, const void* global, bool fetch, CachePolicy
   copy_async(shared, global, fetch);
 }
 inline void copy_async_word(void* shared, const void* global) {
-  thread_copies[thread_index()].groups.back().push_back(
-      {static_cast<char*>(shared), static_cast<const char*>(global), 4});
+  emulation::issue_copy(shared, global, 4);
 }
-inline void commit_copies() { thread_copies[thread_index()].groups.emplace_back(); }
+inline void commit_copies(LOOKAHEADKV_LINE) {
+  if (!emulation::has_fault(emulation::Fault::kNoCommit, file, line)) emulation::commit_copies();
+}
 template <int kPending>
-void wait_copies() {
-  auto& groups = thread_copies[thread_index()].groups;
-  while (groups.size() > kPending + 1) {
-    for (const Copy& copy : groups.front()) {
-      if (copy.from != nullptr) {
-        std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.bytes));
-      } else {
-        std::memset(copy.to, 0, static_cast<size_t>(copy.bytes));
-      }
-    }
-    groups.erase(groups.begin());
-  }
+void wait_copies(LOOKAHEADKV_LINE) {
+  if (emulation::has_fault(emulation::Fault::kNoCopyWait, file, line)) return;
+  const bool is_short = emulation::has_fault(emulation::Fault::kShortCopyWait, file, line);
+  emulation::wait_copies(is_short ? kPending + 1 : kPending);
 }
+#undef LOOKAHEADKV_LINE
 
 // --- 16 bytes at once
 
@@ -252,14 +159,12 @@ struct alignas(16) Float4 {
   float v[4];
 };
 inline Bytes16 load_bytes16(const void* global) {
-  require_aligned(global);
   Bytes16 bytes;
-  std::memcpy(&bytes, global, 16);
+  emulation::load_16(&bytes, global);
   return bytes;
 }
 inline void store_bytes16(void* global, const Bytes16& bytes) {
-  require_aligned(global);
-  std::memcpy(global, &bytes, 16);
+  emulation::store_16(global, &bytes);
 }
 
 }  // namespace lookaheadkv::cuda
