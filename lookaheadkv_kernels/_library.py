@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from pathlib import Path
 
 import torch
@@ -24,7 +25,8 @@ def load() -> tuple[str, ...]:
     """Register ``torch.ops.lookaheadkv`` and return the devices whose kernels are now loaded.
 
     The CUDA library is loaded only where CUDA is available: it needs symbols that a CPU-only torch
-    lacks.
+    lacks. One that cannot be loaded is warned of and left alone: the CPU's kernels work, and GPU
+    tensors are Triton's.
 
     Raises:
         ImportError: the CPU library, which holds every schema, is missing or cannot be loaded.
@@ -39,8 +41,17 @@ def load() -> tuple[str, ...]:
     loaded = ["cpu"]
     _load(path)
     if library_path("cuda").is_file() and torch.cuda.is_available():
-        _load(library_path("cuda"))
-        loaded.append("cuda")
+        try:
+            _load(library_path("cuda"))
+        except ImportError as error:
+            warnings.warn(
+                f"{error}. GPU tensors are served by Triton where it is installed, by nothing "
+                "otherwise.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        else:
+            loaded.append("cuda")
     return tuple(loaded)
 
 

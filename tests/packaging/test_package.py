@@ -6,6 +6,7 @@ import importlib.metadata
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import lookaheadkv_numpy
@@ -15,6 +16,7 @@ from support.build_tools import ROOT, checked, run, tool
 
 import lookaheadkv_kernels
 from lookaheadkv_kernels import backend, info
+from lookaheadkv_kernels._library import library_path
 
 
 def test_version_is_the_same_everywhere() -> None:
@@ -62,6 +64,54 @@ def test_broken_library_is_named_with_the_loader_s_reason(tmp_path: Path) -> Non
     assert result.returncode != 0
     assert re.search(
         rf"ImportError: .*cannot load .* with torch {re.escape(torch.__version__)} .*: .*\S",
+        result.stderr,
+    )
+
+
+def _write_unresolved(path: Path) -> None:
+    source = path.with_suffix(".c")
+    source.write_text("int nowhere(void); int used(void) { return nowhere(); }\n")
+    checked([tool("cc"), "-shared", "-fPIC", "-o", path, source])
+
+
+BROKEN_LIBRARIES: dict[str, Callable[[Path], object]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "no library": lambda path: path.write_bytes(b"no library"),
+    "cut short": lambda path: path.write_bytes(library_path("cpu").read_bytes()[:40]),
+    "lacks a symbol": _write_unresolved,
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN_LIBRARIES)
+def test_broken_cuda_library_leaves_cpu_and_triton(tmp_path: Path, kind: str) -> None:
+    """On a machine with CUDA, which is pretended."""
+    package = tmp_path / "lookaheadkv_kernels"
+    shutil.copytree(ROOT / "lookaheadkv_kernels", package, ignore=shutil.ignore_patterns("lib"))
+    (package / "lib").mkdir()
+    (package / "lib" / library_path("cpu").name).symlink_to(library_path("cpu"))
+    BROKEN_LIBRARIES[kind](package / "lib" / library_path("cuda").name)
+    script = """
+import torch
+torch.cuda.is_available = lambda: True
+import lookaheadkv_kernels as lkv
+from lookaheadkv_kernels import _library, backend, triton
+triton.available = lambda: True
+print(lkv.__file__, *_library.load(), backend.backend_for("cpu"), backend.backend_for("cuda"))
+print(lkv.select(torch.arange(9.0).view(1, 1, 9), 2, pool_kernel=1).tolist())
+try:
+    lkv.set_backend("cuda")
+except RuntimeError as error:
+    print(error)
+"""
+    automatic = {backend.ENVIRONMENT_VARIABLE: ""}
+    result = run([sys.executable, "-c", script], cwd=tmp_path, env=automatic)
+    assert result.returncode == 0, result.stderr
+    where, indices, refusal = result.stdout.splitlines()
+    assert where.split() == [str(package / "__init__.py"), "cpu", "cpu", "triton"]
+    assert indices == "[[[7, 8]]]"
+    assert refusal == "set_backend: backend 'cuda' is not available here; available: cpu, triton"
+    assert re.search(
+        rf"RuntimeWarning: .*cannot load .*{library_path('cuda').name} with torch .*: .*\S.*Triton",
         result.stderr,
     )
 
