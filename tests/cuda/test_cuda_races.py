@@ -59,7 +59,7 @@ EDITS = (
     Edit(
         "one buffer for the sums of two tiles",
         "scores_mma.cuh",
-        "scores.cu",
+        ("scores.cu",),
         (
             ("sums + (i % 2 * Tile::kWarps + row_warp) * kKeys", "sums + row_warp * kKeys"),
             ("sums[(i % 2 * Tile::kWarps + w) * kKeys + key]", "sums[w * kKeys + key]"),
@@ -68,7 +68,7 @@ EDITS = (
     Edit(
         "a tile is loaded before all have read the one in its place",
         "scores_mma.cuh",
-        "scores.cu",
+        ("scores.cu",),
         (
             ("      load(i + 1);\n", ""),
             ("      wait_copies<0>();\n", "wait_copies<0>(); load(i + 1);"),
@@ -77,7 +77,7 @@ EDITS = (
     Edit(
         "a tile is loaded before all have read the one in its place",
         "attention_mma.cuh",
-        "attention.cu",
+        ("attention.cu",),
         (
             ("    load(i + kStages - 1);\n", ""),
             (
@@ -86,22 +86,41 @@ EDITS = (
             ),
         ),
     ),
+    # Two kernels share these functions, of which the linker keeps one copy.
+    Edit(
+        "a sweep is loaded before all have read the one in its place",
+        "select_row.cuh",
+        ("select.cu", "evict.cu"),
+        (
+            ("    load(s + kSelectStages - 1);\n", ""),
+            (
+                "    wait_copies<kSelectStages - 2>();\n",
+                "wait_copies<kSelectStages - 2>(); load(s + kSelectStages - 1);",
+            ),
+        ),
+    ),
+    Edit(
+        "one stage too few",
+        "select_row.cuh",
+        ("select.cu", "evict.cu"),
+        (("s % kSelectStages *", "s % (kSelectStages - 1) *"),),
+    ),
     Edit(
         "a plain store instead of a publication",
         "evict.cu",
-        "evict.cu",
+        ("evict.cu",),
         (("publish(selected + row)", "selected[row] = 1"),),
     ),
     Edit(
         "a plain load instead of a ticket",
         "evict.cu",
-        "evict.cu",
+        ("evict.cu",),
         (("atomic_add_device(params.progress, 1)", "(*params.progress)++"),),
     ),
     Edit(
         "a plain addition",
         "compact.cu",
-        "compact.cu",
+        ("compact.cu",),
         (("atomic_add_shared(counts, up)", "*counts += up"),),
     ),
 )
@@ -109,7 +128,7 @@ EDITS = (
 NO_TICKETS = Edit(
     "no tickets",
     "evict.cu",
-    "evict.cu",
+    ("evict.cu",),
     (("atomic_add_device(params.progress, 1)", "static_cast<int>(block_index())"),),
 )
 

@@ -108,7 +108,7 @@ class Edit:
 
     what: str
     file: str
-    source: str  # the .cu file to compile again
+    sources: tuple[str, ...]  # the .cu files to compile again
     changes: tuple[tuple[str, str], ...]
 
     def edited(self) -> str:
@@ -121,28 +121,24 @@ class Edit:
 
 
 def build_edited(program: Path, edit: Edit, folder: Path) -> Path:
-    """Build the program anew with one source edited; returns the path of the new one."""
+    """Build the program anew with one file edited; returns the path of the new one."""
     (folder / "cuda").mkdir(parents=True)
-    source = KERNELS / edit.source
-    if edit.file == edit.source:
-        source = folder / edit.source
-        source.write_text(edit.edited())
-    else:
-        (folder / "cuda" / edit.file).write_text(edit.edited())
-    commands = checked([tool("ninja"), "-t", "commands", program.name], cwd=program.parent)
-    compiled = next(line for line in commands.splitlines() if f"-c {KERNELS / edit.source}" in line)
-    words = compiled.split()
-    old = words[words.index("-o") + 1]
-    words[words.index("-o") + 1] = str(folder / "edited.o")
-    words[words.index("-c") + 1] = str(source)
-    # Behind the emulation's own headers, before those of csrc.
-    words.insert(
-        next(i for i, word in enumerate(words) if word == f"-I{ROOT / 'csrc'}"), f"-I{folder}"
-    )
-    checked(words, cwd=program.parent)
-    linked = commands.splitlines()[-1].removeprefix(": && ").removesuffix(" && :").split()
-    output = folder / program.name
-    linked = [str(folder / "edited.o") if word == old else word for word in linked]
-    linked[linked.index("-o") + 1] = str(output)
+    (folder / "cuda" / edit.file).write_text(edit.edited())
+    *commands, link = checked(
+        [tool("ninja"), "-t", "commands", program.name], cwd=program.parent
+    ).splitlines()
+    linked = link.removeprefix(": && ").removesuffix(" && :").split()
+    for source in edit.sources:
+        path = folder / "cuda" / source if source == edit.file else KERNELS / source
+        words = next(line for line in commands if f"-c {KERNELS / source}" in line).split()
+        output = words.index("-o") + 1
+        edited = str(folder / f"{source}.o")
+        linked[linked.index(words[output])] = edited
+        words[output] = edited
+        words[words.index("-c") + 1] = str(path)
+        # Behind the emulation's own headers, before those of csrc.
+        words.insert(words.index(f"-I{ROOT / 'csrc'}"), f"-I{folder}")
+        checked(words, cwd=program.parent)
+    linked[linked.index("-o") + 1] = str(folder / program.name)
     checked(linked, cwd=program.parent)
-    return output
+    return folder / program.name
