@@ -155,7 +155,7 @@ void publish(int32_t* word, bool release) {
 
 void wait_until_published(const int32_t* word, bool acquire) {
   yield();
-  races::atomic_read(word, sizeof(*word), __builtin_return_address(0));
+  races::atomic(word, sizeof(*word), __builtin_return_address(0));
   wait_until_set(word);
   if (acquire) races::acquire(word);
 }

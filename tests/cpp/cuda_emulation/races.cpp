@@ -284,11 +284,6 @@ void atomic(const void* at, size_t bytes, const void* code) {
   look(at, bytes, Kind::kAtomic, code);
 }
 
-void atomic_read(const void* at, size_t bytes, const void* code) {
-  // Nothing that an atomic write may not do: it is one that leaves the value.
-  look(at, bytes, Kind::kAtomic, code);
-}
-
 Moment copy_issued(void* to, const void* from, size_t bytes, const void* code) {
   if (idle()) return {};
   if (from != nullptr) look(from, bytes, Kind::kRead, code);

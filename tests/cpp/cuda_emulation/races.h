@@ -29,7 +29,6 @@ void read(const void* at, size_t bytes, const void* code);
 void read_unchanging(const void* at, size_t bytes, const void* code);  // through a read-only cache
 void write(const void* at, size_t bytes, const void* code);
 void atomic(const void* at, size_t bytes, const void* code);
-void atomic_read(const void* at, size_t bytes, const void* code);
 
 // A point in time, counted in copies and releases.
 using Moment = uint32_t;
