@@ -21,17 +21,17 @@ class LoRA(nn.Module):
         nn.init.zeros_(self.lora_B.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in_features] -> [..., out_features], in the dtype of ``x``."""
-        down = nn.functional.linear(x, self.lora_A.weight.to(x.dtype))
-        return nn.functional.linear(down, self.lora_B.weight.to(x.dtype)) * self.scaling
+        """[..., in_features] -> [..., out_features], in the dtype and on the device of ``x``."""
+        down = nn.functional.linear(x, self.lora_A.weight.to(x))
+        return nn.functional.linear(down, self.lora_B.weight.to(x)) * self.scaling
 
     def add_to(self, output: Tensor, x: Tensor) -> None:
         """``output`` [B, n, out_features] += forward(``x``), in place and in two products.
 
         On a GPU every operation is a launch, and a layer has seven of these.
         """
-        down = nn.functional.linear(x, self.lora_A.weight.to(x.dtype))
-        up = self.lora_B.weight.to(x.dtype).t().expand(len(x), -1, -1)
+        down = nn.functional.linear(x, self.lora_A.weight.to(x))
+        up = self.lora_B.weight.to(x).t().expand(len(x), -1, -1)
         output.baddbmm_(down, up, alpha=self.scaling)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .cache import EvictableCache
+from .positions import counted_positions
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,7 @@ def make_prompt(
     if seen is not None and len(seen) != batch:
         raise ValueError(f"{name} has {batch} rows, the cache {len(seen)}")
     if position_ids is None:
-        real = torch.ones(batch, length, dtype=torch.int64, device=tokens.device)
-        counted = (real if mask is None else mask.to(real)).cumsum(dim=1) - 1
-        position_ids = counted.clamp(min=0)
-        if seen is not None:
-            position_ids = position_ids + seen.to(position_ids)[:, None]
+        position_ids = counted_positions(mask, batch, length, seen, tokens.device)
     if position_ids.shape not in ((length,), (1, length), (batch, length)):
         raise ValueError(
             f"position_ids must be [{batch}, {length}], got {list(position_ids.shape)}"
