@@ -24,7 +24,7 @@ from .checks import as_policy, check_modules, check_name, check_tokens
 from .compat import cache_argument
 from .devices import input_device, place_modules
 from .generate_call import GenerateCall, call_of, check_kind, generating, named, prepare
-from .generate_options import check_forward, check_generate
+from .generate_options import check_forward, check_generate, read_by_model
 from .padding import explained, inferred_mask
 from .patching import replaced
 from .prefiller import ModelPrefiller, Prefilled
@@ -205,6 +205,7 @@ class Eviction:
             if "past_key_values" in kwargs:  # transformers still accepts the old name
                 kwargs[name] = kwargs.pop("past_key_values")
             call = call_of(self.model)
+            kwargs = kwargs if call is None else read_by_model(plain, kwargs)
             cache: Any = kwargs.get(name)
             if call is not None and call.answer_first and not call.answered:
                 call.answered = True

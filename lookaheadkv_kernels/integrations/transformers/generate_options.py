@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from transformers.utils import TransformersKwargs
 
 from .padding import option_of
 
@@ -69,6 +72,15 @@ def _shown(value: object) -> str:
     return repr(value if isinstance(value, bool | float | int | str) else type(value).__name__)
 
 
+def read_by_model(forward: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `generate`'s arguments for a forward that a model could read.
+
+    `generate` also hands on what it alone reads, such as a tokenizer; what nobody reads it refuses.
+    """
+    read = {*inspect.signature(forward).parameters, *TransformersKwargs.__optional_keys__}
+    return {name: value for name, value in arguments.items() if name in read}
+
+
 def check_forward(model: Any, arguments: Mapping[str, Any], cache: str) -> None:
     """Refuse a prompt's forward with arguments that eviction would ignore.
 
@@ -92,7 +104,10 @@ def check_forward(model: Any, arguments: Mapping[str, Any], cache: str) -> None:
     for option, value in arguments.items():
         # By identity: a tensor has no truth value.
         if option not in {*PROMPT_ARGUMENTS, cache} and value is not None and value is not False:
-            raise ValueError(f"{option} is not available while eviction is on")
+            raise ValueError(
+                f"{option} is not available while eviction is on: a prompt takes "
+                f"{', '.join(sorted(PROMPT_ARGUMENTS))} and a cache alone"
+            )
     for option in ("output_attentions", "output_hidden_states"):
         if getattr(model.config, option, None) and arguments.get(option) is None:
             raise ValueError(
