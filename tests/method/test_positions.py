@@ -189,40 +189,27 @@ def test_the_positions_themselves(lkv: Any) -> None:
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_return_sequences": 2}])
 def test_beams_and_several_answers_of_a_right_padded_batch(lkv: Any, options: dict) -> None:
     ids, mask, rows = batch()
+    options = {"max_new_tokens": NEW, "budget": 6, "do_sample": False, **options}
     if "num_return_sequences" in options:
-        options = {**options, "do_sample": True, "top_k": 1}  # the best token, by sampling
-    else:
-        options = {**options, "do_sample": False}
-    out = lkv.generate(ids, mask, budget=6, max_new_tokens=NEW, **options)[:, -NEW:]
-    expected = [
-        lkv.generate(row, budget=6, max_new_tokens=NEW, **options)[:, -NEW:] for row in rows
-    ]
+        options |= {"do_sample": True, "top_k": 1}  # the best token, by sampling
+    out = lkv.generate(ids, mask, **options)[:, -NEW:]
+    expected = [lkv.generate(row, **options)[:, -NEW:] for row in rows]
     assert out.equal(torch.cat(expected))
     # The same from a prefilled cache, whose rows are repeated; an error gives it back.
     cache = lkv.prefill(ids, mask, budget=6)
-    name = lkv.runner._cache_argument
+    options[lkv.runner._cache_argument] = cache
     with pytest.raises(ZeroDivisionError):
-        lkv.generate(
-            ids,
-            mask,
-            budget=6,
-            max_new_tokens=NEW,
-            stopping_criteria=[lambda *a, **k: 1 / 0],
-            **{name: cache},
-            **options,
-        )
+        lkv.generate(ids, mask, stopping_criteria=[lambda *a, **k: 1 / 0], **options)
     assert cache.num_rows() == 3 and cache.get_seq_length() == 17
-    again = lkv.generate(ids, mask, budget=6, max_new_tokens=NEW, **{name: cache}, **options)
-    assert again[:, -NEW:].equal(out)
+    assert lkv.generate(ids, mask, **options)[:, -NEW:].equal(out)
 
 
 def test_sampling_from_a_right_padded_batch(lkv: Any) -> None:
     ids, mask, rows = batch((17, 5))
     options = {"max_new_tokens": NEW, "do_sample": True, "temperature": 0.5}
+    options |= {"return_dict_in_generate": True, "output_logits": True}
     torch.manual_seed(3)
-    out = lkv.generate(
-        ids, mask, budget=6, return_dict_in_generate=True, output_logits=True, **options
-    )
+    out = lkv.generate(ids, mask, budget=6, **options)
     tokens = out.sequences[:, -NEW:]
     for number, row in enumerate(rows):
         cache = lkv.prefill(row, budget=6)
