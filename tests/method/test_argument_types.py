@@ -57,12 +57,10 @@ def test_what_is_no_policy(policy: Any, message: str) -> None:
 
 @pytest.mark.parametrize("value", ["8", 8.0, True, [8], 0, -3])
 def test_chunks(value: Any) -> None:
-    for make in (
-        lambda: Eviction(tiny(), "snapkv", chunk=value),
-        lambda: attached(tiny(), chunk=value),
-    ):
-        with pytest.raises(ValueError, match="chunk must be"):
-            make()
+    with pytest.raises(ValueError, match="chunk must be"):
+        Eviction(tiny(), "snapkv", chunk=value)
+    with pytest.raises(ValueError, match="chunk must be"):
+        attached(tiny(), chunk=value)
 
 
 @pytest.mark.parametrize("mode", ["prepended", None, 1, True, ["extend"]])
@@ -115,7 +113,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"input_ids": IDS.short()}, "got torch.int16"),
     (
         {"input_ids": ONES, "attention_mask": [[1, 1, 1]] * 2},
-        "attention_mask must be a tensor, got l",
+        "attention_mask must be .*, got list",
     ),
     ({"input_ids": ONES, "attention_mask": True}, "attention_mask must be a tensor, got bool"),
     ({"input_ids": ONES, "attention_mask": ONES[0]}, r"attention_mask must be \[2, 3\], got \[3\]"),
@@ -125,17 +123,17 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"input_ids": ONES, "position_ids": [[0, 1, 2]] * 2},
-        "position_ids must be a tensor, got list",
+        "position_ids must be .*, got list",
     ),
     ({"input_ids": ONES, "position_ids": ONES.float()}, "position_ids must be of dtype int64"),
     ({"inputs_embeds": [[0.0] * 48]}, "inputs_embeds must be a tensor, got list"),
     (
         {"inputs_embeds": torch.ones(2, 3, 47)},
-        r"inputs_embeds must be \[B, N, 48\], got \[2, 3, 47\]",
+        r"must be \[B, N, 48\], got \[2, 3, 47\]",
     ),
     (
         {"inputs_embeds": torch.ones(3, 48)},
-        r"inputs_embeds must be \[B, N, hidden\], got \[3, 48\]",
+        r"must be \[B, N, hidden\], got \[3, 48\]",
     ),
     ({"inputs_embeds": torch.ones(2, 3, 48).long()}, "inputs_embeds must be floating-point, got"),
 ]
@@ -187,8 +185,6 @@ def test_autocast_of_another_dtype_is_refused_with_what_to_do(dtype: torch.dtype
     for call in calls:
         with torch.autocast("cpu", dtype), pytest.raises(RuntimeError, match=message):
             call()
-        with torch.autocast("cpu", dtype, enabled=False):
-            pass
     assert cache.get_seq_length() == 30
     with torch.autocast("cpu", dtype):  # what evicts nothing is as it was
         lkv.model(IDS)

@@ -210,7 +210,7 @@ def test_an_attached_model_gives_attention_weights_as_before() -> None:
     assert model(IDS).attentions is None
     model.config.output_attentions = True
     assert all(a.equal(b) for a, b in zip(model(IDS).attentions, expected, strict=True))
-    with lkv.evicting(8), pytest.raises(ValueError, match="config.output_attentions=True"):
+    with lkv.evicting(8), pytest.raises(ValueError, match=r"config\.output_attentions=True"):
         model(input_ids=IDS, logits_to_keep=1)
     model.config.output_attentions = False
     assert len(model(IDS, output_attentions=True).attentions) == 3

@@ -41,14 +41,19 @@ def input_device(model: Any) -> torch.device:
 
 def place_modules(modules: LookaheadModules, model: Any) -> LookaheadModules:
     """Put the embeddings where the model's are, and every LoRA where its linear map runs."""
-    modules.to(dtype=model.dtype)
-    embeddings = modules.embeddings
-    modules.embeddings = nn.Parameter(
-        embeddings.detach().to(input_device(model)), requires_grad=embeddings.requires_grad
-    )
+    _move(modules, input_device(model), model.dtype)
     layers = decoder_layers(model)
     for index, name, _, _ in modules.config.loras():
         lora = modules.lora(index, name)
         assert lora is not None
-        lora.to(execution_device(linear(layers[index], name)))
+        device = execution_device(linear(layers[index], name))
+        for part in (lora.lora_A, lora.lora_B):
+            _move(part, device, model.dtype)
     return modules
+
+
+def _move(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Replace a module's own parameters, those of its parts excepted."""
+    for name, old in list(module.named_parameters(recurse=False)):
+        new = nn.Parameter(old.detach().to(device, dtype), requires_grad=old.requires_grad)
+        setattr(module, name, new)
