@@ -1,4 +1,4 @@
-"""A model whose layers lie on several devices, or on disk: everything lives where its layer runs."""
+"""Models over several devices, or on disk: everything lives where its layer runs."""
 
 from __future__ import annotations
 
@@ -167,26 +167,32 @@ def test_modules_on_several_devices() -> None:
 
 
 @pytest.mark.parametrize("way", [{}, {"mode": "extend"}, {"chunk": 9}])
-def test_a_prefill_over_several_devices(way: dict) -> None:
-    """What each layer keeps stays where the layer is; accelerate's hooks carry the rest."""
-    model, modules = tiny(), modules_of(tiny())
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        fake_spread(model)
-        for name, module in model.named_modules():
-            weights = next(module.parameters(), None)
-            if weights is not None and name not in ("", "model"):
-                hook = accelerate.hooks.AlignDevicesHook(
-                    execution_device=weights.device, skip_keys=["cache", "past_key_values"]
-                )
-                accelerate.hooks.add_hook_to_module(module, hook)
-        model.hf_device_map = {"": "several"}
-        lkv = LookaheadKV(model, modules, **way)
-        ids = torch.empty(1, 40, dtype=torch.long, device="cuda:0")
-        cache = lkv.prefill(ids, budget=9)
-        for index, layer in enumerate(cache.layers):
-            for tensor in (layer.keys, layer.values, layer.kept_positions):
-                assert tensor.device == torch.device("cuda", index)
-            assert layer.stored_length == 9
+def test_a_prefill_over_two_devices(way: dict) -> None:
+    """What a layer keeps stays where the layer is; accelerate's hooks carry the rest.
+
+    The second device is torch's meta device, which every machine has: its tensors have no values,
+    and nothing comes back from it, but an operation on tensors of both devices is an error.
+    """
+    model = tiny()
+    for name in ("model.layers.1", "model.layers.2", "model.norm", "lm_head"):
+        model.get_submodule(name).to("meta")
+    for name, module in model.named_modules():
+        weights = next(module.parameters(), None)
+        if weights is not None and name not in ("", "model"):
+            hook = accelerate.hooks.AlignDevicesHook(
+                execution_device=weights.device, skip_keys=["cache", "past_key_values"]
+            )
+            accelerate.hooks.add_hook_to_module(module, hook)
+    model.hf_device_map = {"": "two devices"}
+    lkv = LookaheadKV(model, modules_of(tiny()), **way)
+    cache = lkv.prefill(text(40), budget=9)
+    for index, layer in enumerate(cache.layers):
+        for tensor in (layer.keys, layer.values, layer.kept_positions):
+            assert tensor.device.type == ("cpu" if index == 0 else "meta")
+        assert layer.stored_length == 9
+    whole = attached(tiny(), **way).prefill(text(40), budget=9)
+    assert kept_heads(whole)[0] == cache.layers[0].kept_positions[0].tolist()
+    assert cache.logits.shape == whole.logits.shape
 
 
 def test_a_lora_follows_its_input() -> None:
