@@ -9,6 +9,7 @@ Environment: ``LOOKAHEADKV_CUDA=auto|on|off`` (default auto: where nvcc and sour
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -35,9 +36,20 @@ def switch(name: str, default: str, allowed: tuple[str, ...] = ("on", "off")) ->
     return value
 
 
+def cuda_archs() -> str | None:
+    """The chips that are asked for; a misspelled one would be found by nvcc alone, and late."""
+    name = "LOOKAHEADKV_CUDA_ARCHS"
+    value = os.environ.get(name) or None
+    chip = r"(\d+[af]?(-real|-virtual)?|native|all|all-major)"
+    if value and not re.fullmatch(f"{chip}(;{chip})*", value):
+        raise SystemExit(f"{name} must be chips such as 80;90a;100a-real, got {value!r}")
+    return value
+
+
 CUDA = switch("LOOKAHEADKV_CUDA", "auto", ("auto", "on", "off"))
 NUMPY = switch("LOOKAHEADKV_NUMPY", "on")
 WERROR = switch("LOOKAHEADKV_WERROR", "off")
+ARCHS = cuda_archs()
 
 
 class CMakeBuild(build_ext):
@@ -59,8 +71,8 @@ class CMakeBuild(build_ext):
             f"-DLOOKAHEADKV_NUMPY={NUMPY}",
             f"-DLOOKAHEADKV_WERROR={WERROR}",
         ]
-        if archs := os.environ.get("LOOKAHEADKV_CUDA_ARCHS"):
-            configure.append(f"-DLOOKAHEADKV_CUDA_ARCHS={archs}")
+        if ARCHS:
+            configure.append(f"-DLOOKAHEADKV_CUDA_ARCHS={ARCHS}")
         if NUMPY == "on":
             import pybind11
 

@@ -11,6 +11,7 @@ _library.load()
 # The rest needs the registered ops; the first adds fake kernels and gradients to them.
 from . import (  # noqa: E402
     _autograd,  # noqa: F401
+    _environment,
     ops,
     paged,
 )
@@ -18,7 +19,6 @@ from ._version import __version__  # noqa: E402
 from .backend import (  # noqa: E402
     available_backends,
     backend_for,
-    check_environment,
     register_kernels,
     set_backend,
 )
@@ -29,5 +29,5 @@ __all__ = ["__version__", "available_backends", "backend_for", "set_backend"]
 __all__ += ops.__all__
 __all__ += paged.__all__
 
-check_environment()
+_environment.check()
 register_kernels()

@@ -7,9 +7,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# No handler: where the application has none either, Python prints warnings and errors to stderr.
 logger = logging.getLogger("lookaheadkv_kernels")
-# Without a handler of the application's Python would print warnings by itself.
-logger.addHandler(logging.NullHandler())
 
 
 @contextmanager

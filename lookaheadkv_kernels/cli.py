@@ -30,10 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _interrupts.raised(), _log.shown():
             status: int = parsed.run(parsed)
+            sys.stdout.flush()  # whoever reads it may have gone
     except KeyboardInterrupt as interrupt:
         return _interrupted(parsed, interrupt)
     except BrokenPipeError:
-        # Whoever read the output has gone. Python would complain once more when it flushes it.
+        # Python would complain once more when it flushes the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (OSError, ModuleNotFoundError, ValueError) as error:

@@ -24,7 +24,13 @@ BACKENDS = (os.environ.get("LOOKAHEADKV_BACKEND") or "cpu",)
 
 
 def _base_seed() -> int:
-    return int(os.environ.get("LOOKAHEADKV_TEST_SEED", "0"))
+    value = os.environ.get("LOOKAHEADKV_TEST_SEED") or "0"
+    try:
+        return int(value)
+    except ValueError:
+        raise pytest.UsageError(
+            f"LOOKAHEADKV_TEST_SEED must be a whole number, got {value!r}"
+        ) from None
 
 
 def pytest_configure(config: pytest.Config) -> None:

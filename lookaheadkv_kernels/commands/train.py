@@ -163,10 +163,10 @@ def forecast(samples: Any, config: TrainingConfig, positions: int | None) -> lis
         positions: tokens that the model was made for; None: it does not say.
     """
     visits = config.steps * config.batch_size
-    lines = [f"{config.steps:,} steps of {config.batch_size}: {visits:,} samples"]
+    lines = [f"steps: {config.steps:,}, of {config.batch_size} samples; {visits:,} in all"]
     records: int | None = getattr(samples, "num_records", None)
     if records is not None:
-        lines[0] += f", each of the {records:,} records about {visits / records:.3g} times"
+        lines[0] += f", {visits / records:.3g} times the {records:,} records"
         if config.batch_size > records:
             lines.append(
                 f"a batch of {config.batch_size} is larger than the data: every step sees some of "

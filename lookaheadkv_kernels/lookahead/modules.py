@@ -25,6 +25,10 @@ class LoRA(nn.Module):
         down = nn.functional.linear(x, self.lora_A.weight.to(x))
         return nn.functional.linear(down, self.lora_B.weight.to(x)) * self.scaling
 
+    def extra_repr(self) -> str:
+        """Its scaling; the sizes are those of its two maps."""
+        return f"scaling={self.scaling:g}"
+
     def add_to(self, output: Tensor, x: Tensor) -> None:
         """``output`` [B, n, out_features] += forward(``x``), in place and in two products.
 
@@ -60,6 +64,19 @@ class LookaheadModules(nn.Module):
                 bound = 1.0 / math.sqrt(module.lora_A.in_features)
                 module.lora_A.weight.uniform_(-bound, bound, generator=generator)
                 module.lora_B.weight.zero_()
+
+    def __repr__(self) -> str:
+        """What they are for and how large; not the hundreds of modules below."""
+        config = self.config
+        linears = ", ".join(config.lora_linears) or "no linear map"
+        weights = self.embeddings
+        return (
+            f"LookaheadModules({config.num_lookahead} lookahead tokens, LoRA of rank "
+            f"{config.lora_rank} and alpha {config.lora_alpha:g} on {linears}; for "
+            f"{config.model.model_type} with {config.model.num_hidden_layers} layers of "
+            f"{config.model.hidden_size}; {config.num_parameters():,} parameters, "
+            f"{str(weights.dtype).removeprefix('torch.')} on {weights.device})"
+        )
 
     def lora(self, layer: int, name: str) -> LoRA | None:
         """The LoRA of one linear map, or None if it has none."""

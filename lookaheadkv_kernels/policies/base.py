@@ -8,6 +8,7 @@ policy is one method, ``score``: see :class:`~lookaheadkv_kernels.policies.scori
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple, Protocol, TypeVar
@@ -117,6 +118,15 @@ class LayerCall(NamedTuple):
         )
 
 
+def shown(value: object) -> str:
+    """An option of a policy in a few words: a model's repr would fill the screen."""
+    if isinstance(value, nn.Module) and not isinstance(value, LookaheadModules):
+        return f"<{type(value).__name__}>"
+    if isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 4:
+        return f"<{len(value)} entries>"
+    return repr(value)
+
+
 class Policy(ABC):
     """An eviction policy. Subclasses choose the entries of one layer that stay.
 
@@ -140,6 +150,16 @@ class Policy(ABC):
     handles_padding: ClassVar[bool] = False
     takes_turns: ClassVar[bool] = True
     ragged: ClassVar[bool] = False
+
+    def options(self) -> dict[str, object]:
+        """The options of the constructor, as far as there are attributes of the same names."""
+        names = inspect.signature(type(self)).parameters
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
+
+    def __repr__(self) -> str:
+        """The call that would make it."""
+        options = [f"{name}={shown(value)}" for name, value in self.options().items()]
+        return f"{type(self).__name__}({', '.join(options)})"
 
     @abstractmethod
     def evict(self, call: LayerCall) -> Kept:

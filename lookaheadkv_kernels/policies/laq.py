@@ -49,6 +49,11 @@ class LAQ(DraftingPolicy, ScorePolicy):
         self.pool_kernel = pool_kernel
         self.first_choice = SnapKV(window=draft_window, pool_kernel=pool_kernel)
 
+    def options(self) -> dict[str, object]:
+        """``window`` is the scoring one: the attribute of that name has room for the draft's."""
+        own = {"window": self.scoring_window, "draft_window": self.first_choice.window}
+        return {**super().options(), **own}
+
     def score(self, call: LayerCall) -> Tensor:
         """The second choice; the window rows, which come first in ``call.query``, have no score."""
         window = call.query.shape[2] - call.num_draft

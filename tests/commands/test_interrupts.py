@@ -24,6 +24,8 @@ from support.tiny_model import save_tiny_model, save_tiny_modules
 
 from lookaheadkv_kernels import cli
 from lookaheadkv_kernels._interrupts import Interrupted, held_back, number_of, raised
+from lookaheadkv_kernels.evaluation import runner
+from lookaheadkv_kernels.evaluation.records import read_predictions
 from lookaheadkv_kernels.training import checkpoint, trainer
 from lookaheadkv_kernels.training import responses as responses_module
 from lookaheadkv_kernels.training.trainer import Trainer
@@ -225,6 +227,58 @@ def test_responses_go_on_to_the_same_bytes(
     assert output.read_bytes() == whole.read_bytes()
 
 
+# (in the midst of what, at which call, answers that are on the disk then)
+EVALUATING = {
+    "a prompt": (runner.Evaluation, "_read", 2, 4),
+    "an answer": (runner, "decode_together", 2, 4),
+    "a write": (runner.Writer, "append", 1, 4),
+}
+
+
+@pytest.mark.parametrize("place", EVALUATING)
+def test_an_evaluation_goes_on_to_the_same_bytes(
+    tiny: Path, tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    owner, name, call, done = EVALUATING[place]
+
+    def command(folder: str) -> list[str]:
+        """Three batches of four answers."""
+        return [
+            *("eval", "--model", str(tiny), "--dtype", "float32", "--task", "fwe"),
+            *("--output", str(tmp_path / folder), "--length", "250", "--samples", "3"),
+            *("--policy", "streaming_llm", "random", "--budget", "20", "30", "--together", "4"),
+        ]
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        interrupting(monkeypatch, owner, name, call, signal.SIGINT)
+        assert cli.main(command("run")) == 130
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1] == (
+        f"lookaheadkv eval: interrupted; {done} of 12 missing answers are in {tmp_path / 'run'}; "
+        "run the same command to go on"
+    )
+    assert len(read_predictions(tmp_path / "run")) == done
+    for folder in ("run", "whole"):
+        assert cli.main(command(folder)) == 0
+    found, wanted = ((tmp_path / name / "metrics.json").read_bytes() for name in ("run", "whole"))
+    assert found == wanted
+
+
+def test_a_command_that_keeps_nothing_says_so(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lookaheadkv_kernels.evaluation import inspection
+
+    command = ["inspect", "--model", str(tiny), "--dtype", "float32", "--prompt", words(0, 60)]
+    command += ["--output", str(tmp_path / "page.html"), "--policy", "random", "--budget", "9"]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        interrupting(monkeypatch, inspection, "decode_together", 1, signal.SIGINT)
+        assert cli.main(command) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "lookaheadkv inspect: interrupted"
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_a_command_of_its_own_ends_with_one_line(tiny: Path, data: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -267,6 +321,15 @@ def wait_for(reached: Callable[[], bool], process: subprocess.Popen[Any]) -> Non
     while not reached():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def test_a_reader_that_has_gone_is_no_error() -> None:
+    command = [sys.executable, "-m", "lookaheadkv_kernels", "params"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()  # as `| head -0` does
+    assert process.stderr.read() == b""
+    assert process.wait(60) == 141
 
 
 def test_signals_are_held_back_and_then_take_effect() -> None:

@@ -189,6 +189,9 @@ print(lookahead.__file__)
     [
         ("LOOKAHEADKV_NUMPY", "maybe", "LOOKAHEADKV_NUMPY must be one of on, off, got 'maybe'"),
         ("LOOKAHEADKV_CUDA", "yes", "LOOKAHEADKV_CUDA must be one of auto, on, off, got 'yes'"),
+        ("LOOKAHEADKV_WERROR", "1", "LOOKAHEADKV_WERROR must be one of on, off, got '1'"),
+        ("LOOKAHEADKV_CUDA_ARCHS", "sm_80", "must be chips such as 80;90a;100a-real, got 'sm_80'"),
+        ("LOOKAHEADKV_CUDA_ARCHS", "80,90", "must be chips such as 80;90a;100a-real, got '80,90'"),
     ],
 )
 def test_unknown_switch_is_an_error(variable: str, value: str, message: str) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import NamedTuple
 
+from ...lookahead.files import sync
 from .words import split_of
 
 HANDBOOK = Path("/usr/share/doc/debian-handbook/html/en-US")
@@ -70,6 +71,7 @@ def write_corpora(path: Path, corpora: Corpora) -> None:
     partial = path.with_name(path.name + ".partial")
     with gzip.open(partial, "wt", encoding="utf-8", compresslevel=6) as file:
         json.dump(record, file)
+    sync(partial)
     os.replace(partial, path)
 
 

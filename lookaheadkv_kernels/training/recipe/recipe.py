@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...lookahead.files import sync
 from .conversation import conversation
 from .corpora import Corpora, find_texts
 from .draft import Desk, Draft
@@ -129,4 +130,5 @@ def write_jsonl(path: Path, recipe: Recipe, count: int) -> None:
     with open(partial, "w", encoding="utf-8") as file:
         for draft in map(recipe.draft, range(count)):
             file.write(json.dumps(draft._asdict()) + "\n")
+    sync(partial)
     os.replace(partial, path)
