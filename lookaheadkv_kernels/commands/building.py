@@ -141,9 +141,11 @@ class Policies:
 
     def make(self, model: Any) -> dict[str, Any]:
         """The policies by their names, for the model that has been loaded."""
+        from ..integrations.transformers.devices import place_modules
+
         modules = None
         if self._modules is not None:
-            modules = self._modules.to(model.device, model.dtype)
+            modules = place_modules(self._modules, model)
         return self._made(None if self._draft is None else self._draft.load(), modules)
 
     def _made(self, draft: Any, modules: Any) -> dict[str, Any]:

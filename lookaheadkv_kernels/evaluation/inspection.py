@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..integrations.transformers.batched_decoding import decode_together
+from ..integrations.transformers.devices import input_device
 from ..integrations.transformers.shared_prefill import SharedPrefill
 from ..policies import FullCache
 from ..policies.base import Policy
@@ -58,7 +59,7 @@ def inspect_prompt(
     settings = [(name, budget) for name in policies for budget in budgets]
     cells: list[tuple[Policy, int | float]] = [(FullCache(), 1.0)]
     cells += [(policies[name], budget) for name, budget in settings]
-    ids = torch.tensor([sample.prompt_ids], device=model.device)
+    ids = torch.tensor([sample.prompt_ids], device=input_device(model))
     shared = SharedPrefill(model, ids, cells, chunk=chunk, record=True)
     caches = [shared.cut(policy, budget) for policy, budget in cells]
     logits = torch.cat([cache.logits for cache in caches if cache.logits is not None])

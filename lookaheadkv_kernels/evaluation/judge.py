@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..integrations.transformers.devices import input_device
 from .task import encode_prompt
 
 # Chat messages {role, content} -> what the judge says.
@@ -117,7 +118,8 @@ class LocalJudge:
 
     def __call__(self, messages: Sequence[dict[str, str]]) -> str:
         """Ask the judge, which decodes greedily."""
-        ids = torch.tensor([encode_prompt(self._tokenizer, messages)], device=self._model.device)
+        device = input_device(self._model)
+        ids = torch.tensor([encode_prompt(self._tokenizer, messages)], device=device)
         out = self._model.generate(
             ids,
             attention_mask=torch.ones_like(ids),

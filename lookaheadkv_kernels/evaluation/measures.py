@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..integrations.transformers.cache import EvictableCache, LayerRows
 from ..integrations.transformers.compat import cache_argument
+from ..integrations.transformers.devices import input_device
 from ..training.step import ground_truth, kl_divergence
 
 
@@ -110,7 +111,7 @@ def response_nll(
 def all_logits(model: Any, ids: Sequence[int], cache: EvictableCache) -> Tensor:
     """Append ``ids`` to the cache; returns the logits after each, [len(ids), vocabulary]."""
     out = model(
-        torch.tensor([list(ids)], device=model.device),
+        torch.tensor([list(ids)], device=input_device(model)),
         **{cache_argument(model): cache},
         use_cache=True,
     )

@@ -20,6 +20,7 @@ from .._interrupts import Interrupted, held_back, number_of
 from ..integrations.transformers import EvictableCache
 from ..integrations.transformers.attention import attach
 from ..integrations.transformers.batched_decoding import decode_together
+from ..integrations.transformers.devices import input_device
 from ..integrations.transformers.shared_prefill import SharedPrefill
 from ..integrations.transformers.structure import decoder_of
 from ..lookahead.files import write_atomically
@@ -221,7 +222,7 @@ class Evaluation:
         return self._policies[policy], 1.0 if budget is None else budget
 
     def _read(self, ids: Sequence[int], settings: Sequence[Setting]) -> SharedPrefill:
-        tokens = torch.tensor([list(ids)], device=self.model.device)
+        tokens = torch.tensor([list(ids)], device=input_device(self.model))
         cells = [self._cell(setting) for setting in settings]
         return SharedPrefill(self.model, tokens, cells, chunk=self._chunk, record=self.measures)
 

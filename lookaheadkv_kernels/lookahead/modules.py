@@ -21,9 +21,9 @@ class LoRA(nn.Module):
         nn.init.zeros_(self.lora_B.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in_features] -> [..., out_features], in the dtype of ``x``."""
-        down = nn.functional.linear(x, self.lora_A.weight.to(x.dtype))
-        return nn.functional.linear(down, self.lora_B.weight.to(x.dtype)) * self.scaling
+        """[..., in_features] -> [..., out_features], in the dtype and on the device of ``x``."""
+        down = nn.functional.linear(x, self.lora_A.weight.to(x))
+        return nn.functional.linear(down, self.lora_B.weight.to(x)) * self.scaling
 
     def extra_repr(self) -> str:
         """Its scaling; the sizes are those of its two maps."""
@@ -34,8 +34,8 @@ class LoRA(nn.Module):
 
         On a GPU every operation is a launch, and a layer has seven of these.
         """
-        down = nn.functional.linear(x, self.lora_A.weight.to(x.dtype))
-        up = self.lora_B.weight.to(x.dtype).t().expand(len(x), -1, -1)
+        down = nn.functional.linear(x, self.lora_A.weight.to(x))
+        up = self.lora_B.weight.to(x).t().expand(len(x), -1, -1)
         output.baddbmm_(down, up, alpha=self.scaling)
 
 

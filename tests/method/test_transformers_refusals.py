@@ -11,7 +11,7 @@ from support.eviction_model import attached, kept_heads, modules_of, text, tiny
 from torch import nn
 from transformers import DynamicCache, GenerationConfig
 
-from lookaheadkv_kernels.integrations.transformers import Eviction, LookaheadKV
+from lookaheadkv_kernels.integrations.transformers import EvictableCache, Eviction, LookaheadKV
 from lookaheadkv_kernels.policies import FullCache, SnapKV
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -180,7 +180,7 @@ def test_positional_arguments_and_started_caches_within_the_block(lkv: Any) -> N
         out = lkv.model(input_ids=IDS, logits_to_keep=1)
         assert out[name].layers[0].stored_length == 8
         if name == "cache":  # the old name still works for plain models
-            old = lkv.model(input_ids=IDS, logits_to_keep=1, past_key_values=DynamicCache())
+            old = lkv.model(input_ids=IDS, logits_to_keep=1, past_key_values=EvictableCache())
             assert kept_heads(old.cache) == kept_heads(out.cache)
 
 
@@ -190,8 +190,8 @@ def test_caches_of_other_kinds_and_sizes(lkv: Any) -> None:
     cache = lkv.prefill(IDS, budget=8)
     with pytest.raises(ValueError, match="input_ids has 2 rows, the cache 1"):
         lkv.prefill(IDS.expand(2, -1), budget=8, cache=cache)
-    with pytest.raises(ValueError, match=r"the prompt is empty: input_ids \[1, 0\]"):
-        lkv.generate(IDS, budget=8, max_new_tokens=2, **{lkv.runner._cache_argument: cache})
+    with pytest.raises(ValueError, match="has 29 tokens, of which the cache has seen 30"):
+        lkv.generate(IDS[:, 1:], budget=8, max_new_tokens=2, **{lkv.runner._cache_argument: cache})
     mask = torch.ones(1, 1, 1, 31)
     with pytest.raises(ValueError, match=r"2-D attention masks \[B, tokens\], got \[1, 1, 1, 31\]"):
         lkv.model(

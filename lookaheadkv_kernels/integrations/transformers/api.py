@@ -16,12 +16,17 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ...lookahead import LookaheadModules, ModelShape, load_modules
 from ...policies.base import Policy
-from ...policies.budget import Budget, check_budget
+from ...policies.budget import Budget, check_at_least, check_budget
 from ...policies.lookahead import LookaheadPolicy
-from .attention import attach, detach
+from .attachment import attach_user, check_autocast, detach_user, is_user, own_cache
 from .cache import EvictableCache
+from .checks import as_policy, check_modules, check_name, check_tokens
 from .compat import cache_argument
-from .patching import check_generate, replaced
+from .devices import input_device, place_modules
+from .generate_call import GenerateCall, call_of, check_kind, generating, named, prepare
+from .generate_options import check_forward, check_generate, read_by_model
+from .padding import explained, inferred_mask
+from .patching import replaced
 from .prefiller import ModelPrefiller, Prefilled
 from .prompt import make_prompt
 from .structure import check_linears, check_supported, decoder_of
@@ -29,46 +34,37 @@ from .weights import find_modules
 
 # The model that a prefill is running: its passes are not a user's prompts.
 _PREFILLING: ContextVar[Any] = ContextVar("lookaheadkv_prefilling", default=None)
-# Arguments that a prompt's forward may get; any other would be ignored silently.
-PROMPT_ARGUMENTS = {
-    "input_ids",
-    "attention_mask",
-    "position_ids",
-    "inputs_embeds",
-    "use_cache",
-    "logits_to_keep",
-    "return_dict",
-}
 
 
 class Eviction:
     """A transformers model whose prompt cache is cut by a policy.
 
-    The model's classes and weights stay as they are. What changes is the name of its attention
-    implementation, which for every other cache calls the one it had; :meth:`detach` restores the
-    name.
+    The model's classes and weights stay as they are. Two hooks on its decoder act on passes over
+    evictable caches, which get an attention of their own; :meth:`detach` takes the hooks away,
+    unless another eviction is attached to the model.
 
     Args:
         model: a causal language model (Llama, Mistral, Qwen2, Qwen3 and similar ones).
-        policy: chooses which entries stay.
+        policy: chooses which entries stay; or the name of a policy that needs no more, as the
+            commands take it.
         chunk: prefill in parts of so many tokens; None runs the prompt at once.
 
     Raises:
-        ValueError: the model is of an unsupported kind.
+        ValueError: the model is of an unsupported kind; there is no such policy.
     """
 
-    def __init__(self, model: Any, policy: Policy, *, chunk: int | None = None) -> None:
-        if chunk is not None and chunk < 1:
-            raise ValueError(f"chunk must be >= 1, got {chunk}")
+    def __init__(self, model: Any, policy: Policy | str, *, chunk: int | None = None) -> None:
+        if chunk is not None:
+            check_at_least("chunk", chunk, 1)
         check_supported(model)
         self.model = model
-        self.policy = policy
+        self.policy = as_policy(policy)
         self.runner = ModelPrefiller(model, chunk)
-        self._base_attention = attach(model)
+        attach_user(self, model)
 
     def detach(self) -> None:
-        """Give the model back its own attention implementation."""
-        detach(self.model, self._base_attention)
+        """Leave the model; the last eviction that does takes its hooks away."""
+        detach_user(self, self.model)
 
     @torch.no_grad()
     def prefill(
@@ -90,6 +86,7 @@ class Eviction:
         Args:
             input_ids: int64 [B, N], padded left, right, or not at all.
             attention_mask: [B, N]; 0 is padding. With ``cache`` it may cover earlier tokens too.
+                None: the model's pad token is padding, unless it also ends answers.
             budget: entries to keep per KV head: a count, a ratio of the row's tokens in (0, 1], or
                 one of these per layer.
             inputs_embeds: [B, N, hidden] in place of ``input_ids``.
@@ -112,19 +109,28 @@ class Eviction:
     def _prefill(
         self,
         budget: Budget,
-        cache: object,
+        cache: EvictableCache | None,
         attention_mask: Tensor | None,
+        *,
+        infer: bool = True,
         **tokens: Tensor | None,
     ) -> Prefilled:
+        """Check everything, then run and cut; ``infer`` the padding where there is no mask."""
         budget = check_budget(budget, self.runner.num_layers)
-        if cache is not None and not isinstance(cache, EvictableCache):
-            raise ValueError(
-                f"eviction cannot go on from a {type(cache).__name__}: start without a cache, or "
-                "with one that eviction made"
-            )
+        self._check_attached()
+        check_kind(cache)
+        check_tokens(self.model, attention_mask=attention_mask, **tokens)
+        check_autocast(input_device(self.model), self.model.dtype)
         # A fork, so that an error on the way leaves the cache as it was.
         work = EvictableCache() if cache is None else cache.fork()
-        prompt = make_prompt(attention_mask=attention_mask, cache=work, **tokens)
+        own_cache(work, decoder_of(self.model))
+        infer = infer and attention_mask is None
+        made = inferred_mask(self.model, tokens["input_ids"]) if infer else None
+        mask = attention_mask if made is None else made
+        try:
+            prompt = make_prompt(attention_mask=mask, cache=work, **tokens)
+        except ValueError as error:
+            raise error if made is None else explained(error, self.model) from error
         token = _PREFILLING.set(self.model)
         try:
             done = self.policy.prefill(self.runner, prompt, budget, work)
@@ -146,8 +152,9 @@ class Eviction:
     ) -> Any:
         """``model.generate`` from a cut cache: sampling, beams, streamers and the rest.
 
-        Right-padded rows become left-padded first, as ``generate`` expects. Assisted generation
-        and other kinds of cache are not available.
+        Right-padded rows become left-padded first, as ``generate`` expects. Where the cache has
+        seen the whole prompt, its logits give the first token. Assisted generation and other kinds
+        of cache are not available.
 
         Args:
             input_ids: int64 [B, N]; with a cache of earlier turns the tokens of those too.
@@ -156,21 +163,18 @@ class Eviction:
             inputs_embeds: [B, N, hidden] in place of ``input_ids``.
             **options: of ``model.generate``.
         """
-        cache = options.get("cache", options.get("past_key_values"))
-        cache = cache.fork() if isinstance(cache, EvictableCache) else None
-        past = 0 if cache is None else cache.get_seq_length()
-        ids, embeds = (None if t is None else t[:, past:] for t in (input_ids, inputs_embeds))
-        prompt = make_prompt(ids, attention_mask, inputs_embeds=embeds, cache=cache)
-        if prompt.mask is not None:
-            input_ids = _ending_in(input_ids, prompt.input_ids)
-            inputs_embeds = _ending_in(inputs_embeds, prompt.inputs_embeds)
-            attention_mask = _ending_in(attention_mask, prompt.mask)
         with self.evicting(budget):
             return self.model.generate(
                 input_ids=input_ids,
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,
                 **options,
+            )
+
+    def _check_attached(self) -> None:
+        if not is_user(self, self.model):
+            raise RuntimeError(
+                f"this {type(self).__name__} was detached from its model: make a new one"
             )
 
     @contextmanager
@@ -188,6 +192,7 @@ class Eviction:
             RuntimeError: another thread is in a block of the same model.
         """
         budget = check_budget(budget, self.runner.num_layers)
+        self._check_attached()
         plain, plain_generate = self.model.forward, self.model.generate
         name = cache_argument(self.model)
 
@@ -199,46 +204,48 @@ class Eviction:
                 raise TypeError("while eviction is on, pass every argument by keyword")
             if "past_key_values" in kwargs:  # transformers still accepts the old name
                 kwargs[name] = kwargs.pop("past_key_values")
+            call = call_of(self.model)
+            kwargs = kwargs if call is None else read_by_model(plain, kwargs)
+            cache: Any = kwargs.get(name)
+            if call is not None and call.answer_first and not call.answered:
+                call.answered = True
+                return _first_output(cache, name)
             ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
             tokens = embeds if ids is None else ids
-            cache = kwargs.get(name)
             started = isinstance(cache, EvictableCache) and cache.get_seq_length() > 0
-            if started and tokens is not None and tokens.shape[1] == 1:
+            if started and isinstance(tokens, Tensor) and tokens.shape[1:2] == (1,):
                 return plain(**kwargs)
-            return self._prompt_output(kwargs, name, budget)
+            return self._prompt_output(kwargs, name, budget, call)
 
         @functools.wraps(plain_generate)
         def generate(*args: Any, **kwargs: Any) -> Any:
-            check_generate(self.model, *args[1:2], **kwargs)
-            return plain_generate(*args, **kwargs)
+            if call_of(self.model) is not None:  # an outer block's, or one that generate called
+                return plain_generate(*args, **kwargs)
+            options = named(plain_generate, args, kwargs, name)
+            cache: Any = options.get(name)
+            check_kind(cache)
+            check_generate(self.model, options)
+            if cache is not None:
+                own_cache(cache, decoder_of(self.model))
+            with generating(self.model, cache) as call:
+                call.answer_first = prepare(self.model, options, cache)
+                return plain_generate(**options)
 
         with replaced(self.model, forward=forward, generate=generate):
             yield
 
     @torch.no_grad()
     def _prompt_output(
-        self, kwargs: dict[str, Any], name: str, budget: Budget
+        self, kwargs: dict[str, Any], name: str, budget: Budget, call: GenerateCall | None
     ) -> CausalLMOutputWithPast:
         """What the model's forward returns for a prompt."""
-        keep = kwargs.get("logits_to_keep", 0)
-        if not isinstance(keep, int) or keep != 1:
-            raise ValueError(
-                "while eviction is on, a prompt has the logits of its last token alone: pass "
-                f"logits_to_keep=1, got {keep}"
-            )
-        for option in ("use_cache", "return_dict"):
-            if kwargs.get(option) is False:
-                raise ValueError(f"{option}=False is not available while eviction is on")
-        for option, value in kwargs.items():
-            # By identity: a tensor has no truth value.
-            if option not in {*PROMPT_ARGUMENTS, name} and value is not None and value is not False:
-                raise ValueError(f"{option} is not available while eviction is on")
+        check_forward(self.model, kwargs, name)
         cache: Any = kwargs.get(name)
-        # Ours takes the place of an empty cache that `generate` made and nobody else sees. A user's
-        # own would stay empty, and a later turn would start from nothing: `_prefill` refuses it.
-        if cache is not None and not isinstance(cache, EvictableCache):
-            users = getattr(cache, "_is_user_defined", False)
-            cache = cache if users or cache.get_seq_length() > 0 else None
+        # Ours takes the place of the empty cache that `generate` made and nobody else sees. A
+        # user's own would stay empty, and a later turn would start from nothing.
+        if call is not None and call.made(cache):
+            cache = None
+        check_kind(cache)
         done = self._prefill(
             budget,
             cache,
@@ -246,7 +253,10 @@ class Eviction:
             input_ids=kwargs.get("input_ids"),
             inputs_embeds=kwargs.get("inputs_embeds"),
             position_ids=kwargs.get("position_ids"),
+            infer=call is None,
         )
+        if call is not None:
+            call.answered = True
         return CausalLMOutputWithPast(logits=done.logits[:, None], **{name: done.cache})
 
 
@@ -273,6 +283,7 @@ class LookaheadKV(Eviction):
         chunk: int | None = None,
     ) -> None:
         check_supported(model)
+        check_modules(modules)
         shape = ModelShape.of(decoder_of(model).config)
         if shape != modules.config.model:
             raise ValueError(
@@ -280,7 +291,7 @@ class LookaheadKV(Eviction):
             )
         check_linears(model, modules)
         # Copied: `to` would change the caller's modules, which may still be trained in float32.
-        modules = copy.deepcopy(modules).requires_grad_(False).to(model.device, model.dtype)
+        modules = place_modules(copy.deepcopy(modules).requires_grad_(False), model)
         super().__init__(model, LookaheadPolicy(modules, mode=mode), chunk=chunk)
 
     @classmethod
@@ -296,11 +307,13 @@ class LookaheadKV(Eviction):
             FileNotFoundError: nothing is there.
             ValueError: the files are damaged, or for another model.
         """
+        check_name(name)
+        check_supported(model)
         return cls(model, load_modules(find_modules(name)), **options)
 
 
-def _ending_in(tensor: Tensor | None, end: Tensor | None) -> Tensor | None:
-    """``tensor`` [B, t, ...] with its last tokens replaced by ``end``."""
-    if tensor is None or end is None:
-        return None
-    return torch.cat([tensor[:, : tensor.shape[1] - end.shape[1]], end.to(tensor)], dim=1)
+def _first_output(cache: EvictableCache, name: str) -> CausalLMOutputWithPast:
+    """What the forward returns for a prompt that the cache has seen whole."""
+    logits = cache.next_logits()
+    assert logits is not None  # `prepare` has looked
+    return CausalLMOutputWithPast(logits=logits[:, None], **{name: cache})

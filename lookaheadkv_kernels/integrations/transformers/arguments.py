@@ -15,6 +15,7 @@ from torch import Tensor
 # These change neither which keys a row sees nor with what weight. Positions are in the keys.
 HARMLESS = frozenset(
     {
+        "assistant_tokenizer",
         "cache_position",
         "deterministic",
         "layer_idx",
@@ -24,6 +25,7 @@ HARMLESS = frozenset(
         "output_router_logits",
         "position_ids",
         "return_dict",
+        "tokenizer",
         "use_cache",
     }
 )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .cache import EvictableCache, EvictableLayer, Observer
 from .compat import cache_argument
+from .devices import input_device
 from .greedy import end_tokens
 from .layer_attention import Attended
 
@@ -124,6 +125,10 @@ class BatchedCache(EvictableCache):
         ]
         self.only(self.rows)
 
+    def num_rows(self) -> int | None:
+        """Rows that still go on."""
+        return len(self.rows)
+
     def only(self, rows: Sequence[int]) -> None:
         """Go on with these rows alone."""
         self.rows = list(rows)
@@ -152,7 +157,7 @@ def decode_together(
         observer: sees the queries of the fed tokens; with one the last token of an answer is fed
             too. ``cache.rows`` tells it which caches the batch's rows are.
     """
-    ends = end_tokens(model)
+    ends, device = end_tokens(model), input_device(model)
     answers = [[token] for token in logits.argmax(dim=-1).tolist()]
     starts = [int(cache.layers[0].row_lengths()[0]) for cache in caches]
     batch = BatchedCache(caches, max_tokens)
@@ -170,9 +175,9 @@ def decode_together(
             batch.only(rows)
         with batch.watched(observer):
             out = model(
-                torch.tensor([answers[row][-1:] for row in rows], device=model.device),
+                torch.tensor([answers[row][-1:] for row in rows], device=device),
                 position_ids=torch.tensor(
-                    [[starts[row] + len(answers[row]) - 1] for row in rows], device=model.device
+                    [[starts[row] + len(answers[row]) - 1] for row in rows], device=device
                 ),
                 **{cache_argument(model): batch},
                 use_cache=True,

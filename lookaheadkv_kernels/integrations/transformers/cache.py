@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from .growing import GrowingBuffers
 from .layer_attention import Attended, attend_newest
+from .owner import Owner
 
 # `update` returns the keys and values that the model hands to the attention function; this
 # attribute tells it which layer of which cache they belong to. It is set on fresh views, which die
@@ -236,12 +237,15 @@ class EvictableCache(Cache):
     Attributes:
         logits: [B, vocabulary] of the last token of the last prompt, before anything was evicted;
             None before a prefill.
+        owner: the model whose entries these are; None as long as nobody's.
         choices: what each layer's last eviction chose; empty unless the runner records it.
     """
 
     layers: list[EvictableLayer]
     logits: Tensor | None
     choices: list[Choice]
+    owner: Owner | None
+    _prompt_end: int  # logical length at which `logits` hold
     _pending: int | None  # layer that got entries and has not attended yet
 
     def __init__(self) -> None:
@@ -317,6 +321,17 @@ class EvictableCache(Cache):
     def adopt(self, other: EvictableCache) -> None:
         """Become what ``other`` is, which is given up."""
         self.layers, self.logits, self.choices = other.layers, other.logits, other.choices
+        self.owner, self._prompt_end = other.owner, other._prompt_end
+        self._pending = None
+
+    def end_prompt(self, logits: Tensor, choices: list[Choice]) -> None:
+        """Note what a prefill leaves beside the entries."""
+        self.logits, self.choices = logits, choices
+        self._prompt_end = self.get_seq_length()
+
+    def next_logits(self) -> Tensor | None:
+        """``logits`` if nothing came behind the last prompt; else None."""
+        return self.logits if self.get_seq_length() == self._prompt_end else None
 
     def get_mask_sizes(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """(slots the next step attends to, the mark of an evictable cache)."""
@@ -326,12 +341,34 @@ class EvictableCache(Cache):
         """Forget all entries, and what a prefill left beside them."""
         self.layers = []
         self.logits, self.choices = None, []
+        self.owner = None
+        self._prompt_end = -1
         self._pending = None
 
     def hide(self, seen: Tensor) -> None:
         """See :meth:`EvictableLayer.hide`."""
         for layer in self.layers:
             layer.hide(seen)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Rows in another order (beam search)."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every row ``repeats`` times."""
+        super().batch_repeat_interleave(repeats)
+        if self.logits is not None:
+            self.logits = self.logits.repeat_interleave(repeats, dim=0)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """These rows alone."""
+        super().batch_select_indices(indices)
+        if self.logits is not None:
+            self.logits = self.logits.index_select(0, indices.to(self.logits.device))
+
+    def num_rows(self) -> int | None:
+        """B; None while the cache is empty."""
+        return int(self.layers[0].keys.shape[0]) if self.layers else None
 
     def row_lengths(self) -> Tensor | None:
         """Real tokens each row has seen, int64 [B]; None while the cache is empty."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .cache import EvictableCache, Observer
 from .compat import cache_argument
+from .devices import input_device
 
 
 def end_tokens(model: Any) -> set[int]:
@@ -30,10 +31,11 @@ def next_logits(
         cache: grows by them.
         position: of the first one; None: right behind everything that the cache has seen.
     """
-    tokens = torch.tensor([list(ids)], device=model.device)
+    device = input_device(model)
+    tokens = torch.tensor([list(ids)], device=device)
     positions = None
     if position is not None:
-        positions = torch.arange(position, position + len(ids), device=model.device)[None]
+        positions = torch.arange(position, position + len(ids), device=device)[None]
     logits: Tensor = model(
         tokens,
         position_ids=positions,

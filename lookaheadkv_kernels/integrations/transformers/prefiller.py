@@ -36,7 +36,7 @@ class Prefilled:
     choices: list[Choice] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.cache.logits, self.cache.choices = self.logits, self.choices
+        self.cache.end_prompt(self.logits, self.choices)
 
 
 def choices_of(layers: Sequence[EvictableLayer], scores: Sequence[Tensor | None]) -> list[Choice]:

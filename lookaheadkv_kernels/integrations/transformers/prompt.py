@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .cache import EvictableCache
+from .positions import counted_positions
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def make_prompt(
 
     Raises:
         ValueError: both or neither of ids and embeddings; a mask of another shape; padding between
-            real tokens; a row without any token.
+            real tokens of a first turn; a row without any token.
     """
     tokens = input_ids if input_ids is not None else inputs_embeds
     if tokens is None or (input_ids is not None and inputs_embeds is not None):
@@ -92,18 +93,14 @@ def make_prompt(
     if seen is not None and len(seen) != batch:
         raise ValueError(f"{name} has {batch} rows, the cache {len(seen)}")
     if position_ids is None:
-        real = torch.ones(batch, length, dtype=torch.int64, device=tokens.device)
-        counted = (real if mask is None else mask.to(real)).cumsum(dim=1) - 1
-        position_ids = counted.clamp(min=0)
-        if seen is not None:
-            position_ids = position_ids + seen.to(position_ids)[:, None]
+        position_ids = counted_positions(mask, batch, length, seen, tokens.device)
     if position_ids.shape not in ((length,), (1, length), (batch, length)):
         raise ValueError(
             f"position_ids must be [{batch}, {length}], got {list(position_ids.shape)}"
         )
     position_ids = position_ids.expand(batch, length)
     prompt = Prompt(input_ids, inputs_embeds, mask, position_ids)
-    return prompt if mask is None else _left_padded(prompt, mask)
+    return prompt if mask is None else _left_padded(prompt, mask, holes=seen is not None)
 
 
 def _new_mask(attention_mask: Tensor | None, batch: int, length: int, past: int) -> Tensor | None:
@@ -119,16 +116,17 @@ def _new_mask(attention_mask: Tensor | None, batch: int, length: int, past: int)
     return None if bool(mask.all()) else mask
 
 
-def _left_padded(prompt: Prompt, mask: Tensor) -> Prompt:
+def _left_padded(prompt: Prompt, mask: Tensor, *, holes: bool) -> Prompt:
+    """The same with the real tokens last; a later turn may begin with an answer's last token."""
     counts = mask.sum(dim=1)
     if bool((counts == 0).any()):
         raise ValueError(f"attention_mask: a row without any token, counts {counts.tolist()}")
     changes = (mask[:, 1:] != mask[:, :-1]).sum(dim=1)
-    if bool((changes > 1).any()):
+    if not holes and bool((changes > 1).any()):
         raise ValueError("attention_mask: padding must be at one end of a row")
     if not bool((mask[:, :-1] & ~mask[:, 1:]).any()):
         return prompt
-    # Right-padded rows roll to the right; stable, so that real tokens keep their order.
+    # Real tokens move to the right; stable, so that real tokens keep their order.
     order = mask.to(torch.int8).argsort(dim=1, stable=True)
     ids, embeds = prompt.input_ids, prompt.inputs_embeds
     return replace(

@@ -11,6 +11,7 @@ from ...policies.base import Policy, Watcher
 from ...policies.budget import Budget
 from .cache import EvictableCache, LayerRows, Observer
 from .compat import cache_argument
+from .devices import input_device
 from .greedy import end_tokens, greedy_answer
 from .layer_cut import Cut, evict_layer
 from .prompt import Prompt
@@ -108,7 +109,7 @@ class Reading:
             )
         ends, known = end_tokens(model), self.runner.model.get_input_embeddings().num_embeddings
         argument = cache_argument(model)
-        device = next(model.parameters()).device
+        device = input_device(model)
         tokens: list[int] = []
         ids, cache = self.prompt.input_ids.to(device), None
         while len(tokens) < max_tokens and not (tokens and tokens[-1] in ends):

@@ -113,7 +113,10 @@ class Runner:
         if keep is None:
             out: Tensor = self.model.get_decoder()(**arguments).last_hidden_state
         else:
-            rows = torch.tensor([keep], device=inputs["position_ids"].device)
+            # On several devices that of the hidden states is not known; the CPU's fits any.
+            spread = hasattr(self.model, "hf_device_map")
+            device = torch.device("cpu") if spread else inputs["position_ids"].device
+            rows = torch.tensor([keep], device=device)
             out = self.model(**arguments, logits_to_keep=rows).logits[:, -1]
         return out
 
@@ -146,7 +149,7 @@ class Runner:
         empty = Prompt(
             None,
             modules.embeddings.new_empty(len(last), 0, modules.config.model.hidden_size).to(
-                self.model.device, self.model.dtype
+                last.device, self.model.dtype
             ),
             None,
             last,
