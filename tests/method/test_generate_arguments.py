@@ -208,7 +208,7 @@ def run(generate: Any, options: dict[str, Any]) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", PASSES)
+@pytest.mark.parametrize("name", sorted(PASSES))
 def test_what_passes_does_what_it_does_in_plain_generate(lkv: Any, name: str) -> None:
     value, needs = PASSES[name]
     options = {**needs, name: value}
@@ -226,7 +226,7 @@ def test_what_passes_does_what_it_does_in_plain_generate(lkv: Any, name: str) ->
         assert out.equal(expected)
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", sorted(REFUSED))
 def test_what_is_refused_says_why(lkv: Any, name: str) -> None:
     value, reason = REFUSED[name]
     value = lkv.model if name == "assistant_model" else value
