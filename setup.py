@@ -2,7 +2,7 @@
 
 Environment: ``LOOKAHEADKV_CUDA=auto|on|off`` (default auto: where nvcc and sources are found),
 ``LOOKAHEADKV_CUDA_ARCHS`` (the chips it is for, see cmake/cuda.cmake; e.g. ``80;90a;100a``),
-``LOOKAHEADKV_NUMPY=on|off`` (default on; off leaves one ``cp310-abi3`` wheel for every Python),
+``LOOKAHEADKV_NUMPY=on|off`` (default on; off leaves one ``py3-none`` wheel for every Python),
 ``LOOKAHEADKV_WERROR=on|off`` (default off), ``CMAKE_ARGS`` (appended), ``MAX_JOBS``.
 """
 
@@ -27,6 +27,7 @@ from build_backend import torch_dir  # noqa: E402
 
 LIBRARIES = "lookaheadkv_kernels/lib"
 NUMPY_MODULE = "lookaheadkv_numpy"
+COMPILERS = ("c++", "g++", "clang++")  # of those that CMake tries, the ones that can build this
 
 
 def switch(name: str, default: str, allowed: tuple[str, ...] = ("on", "off")) -> str:
@@ -59,6 +60,7 @@ class CMakeBuild(build_ext):
         torch = torch_dir()
         if torch is None:
             raise SystemExit("no torch >= 2.10 found to build against: pip install torch")
+        check_compiler()
         cmake = find_tool("cmake")
         build = ROOT / "build" / f"cmake-{self.plat_name}-{sys.implementation.cache_tag}"
         prefix = ROOT if self.inplace else Path(self.build_lib).resolve()
@@ -98,7 +100,7 @@ class OneWheelForAll(bdist_wheel):
 
     def get_tag(self) -> tuple[str, str, str]:
         python, abi, platform = super().get_tag()
-        return (python, abi, platform) if NUMPY == "on" else ("cp310", "abi3", platform)
+        return (python, abi, platform) if NUMPY == "on" else ("py3", "none", platform)
 
 
 class BinaryDistribution(Distribution):
@@ -112,6 +114,17 @@ def find_tool(name: str) -> str:
     if path is None:
         raise SystemExit(f"{name} not found: pip install {name}")
     return path
+
+
+def check_compiler() -> None:
+    """CMake looks for one, too, but says that it found none in a page about CMake."""
+    chosen = shlex.split(os.environ.get("CXX", ""))[:1]
+    if re.search("CMAKE_CXX_COMPILER=|CMAKE_TOOLCHAIN_FILE", os.environ.get("CMAKE_ARGS", "")):
+        return
+    if not any(shutil.which(name) for name in chosen or COMPILERS):
+        wanted = f"CXX={chosen[0]!r} is no program" if chosen else "no C++ compiler found"
+        remedy = "install one (apt-get install g++), or a wheel for this platform, which needs none"
+        raise SystemExit(f"lookaheadkv_kernels: {wanted}: {remedy}")
 
 
 def built(prefix: Path) -> list[Path]:

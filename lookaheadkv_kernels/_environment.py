@@ -32,7 +32,7 @@ VARIABLES = (
     Variable(
         "LOOKAHEADKV_CPU_ISA",
         "import, and every call of an op on a CPU",
-        "amx, avx512_bf16, avx512, avx2, portable",
+        "amx, avx512_bf16, avx512, avx2, neon_bf16, neon, portable",
         "the best that this machine has",
         "instruction set of the CPU kernels; lookaheadkv info prints those of this machine",
     ),

@@ -13,6 +13,14 @@ from ._library import library_path
 from ._version import __version__
 from .backend import ENVIRONMENT_VARIABLE, available_backends
 
+# (implementer, part) of cores that servers have.
+ARM_CORES = {
+    ("0x41", "0xd0c"): "Neoverse-N1",
+    ("0x41", "0xd40"): "Neoverse-V1",
+    ("0x41", "0xd49"): "Neoverse-N2",
+    ("0x41", "0xd4f"): "Neoverse-V2",
+}
+
 
 def supported_isas() -> tuple[str, ...]:
     """Instruction sets that the CPU kernels can use on this machine, best first."""
@@ -85,6 +93,23 @@ def _call_library(name: str) -> str | None:
 
 def cpu_model() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    model = model_in(cpuinfo.read_text()) if cpuinfo.is_file() else ""
+    return model or platform.processor() or platform.machine()
+
+
+def model_in(cpuinfo: str) -> str:
+    """The CPU that a text like ``/proc/cpuinfo`` is about; empty where it does not say.
+
+    Linux on ARM gives numbers instead of a name, and those of every kind of core there is.
+    """
+    pairs = [line.partition(":") for line in cpuinfo.splitlines()]
+    fields = [(label.strip(), value.strip()) for label, _, value in pairs]
+    names = [value for label, value in fields if label == "model name"]
+    if names:
+        return names[0]
+    implementers = [value for label, value in fields if label == "CPU implementer"]
+    parts = [value for label, value in fields if label == "CPU part"]
+    cores = dict.fromkeys(zip(implementers, parts, strict=False))
+    return " + ".join(
+        ARM_CORES.get(core, "ARM core {} of {}".format(*core[::-1])) for core in cores
+    )

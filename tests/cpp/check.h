@@ -21,7 +21,13 @@ void check(bool ok, const std::string& what);
 // Prints the counts; the exit status of the program.
 int summary();
 
-// Makes the kernels use one of supported_isas().
+// Those of supported_isas() that are to be checked.
+const std::vector<const char*>& checked_isas();
+
+// Whether to check a sample of the shapes only, for processors that are emulated.
+bool brief();
+
+// Makes the kernels use one of them.
 void use_isa(const std::string& name);
 
 // check_units.cpp, check_select.cpp, check_shapes.cpp, check_paged.cpp; those that need an

@@ -129,7 +129,7 @@ void check_length(int64_t n, Padding padding, std::mt19937& random) {
           }
           expected.resize(end, -1);
         }
-        for (const char* isa : supported_isas()) {
+        for (const char* isa : checked_isas()) {
           use_isa(isa);
           std::vector<int32_t> indices(expected.size(), -7);
           select(p, scores.data(), options, indices.data(), *executors[turn++ % 4]);
@@ -145,6 +145,48 @@ void check_length(int64_t n, Padding padding, std::mt19937& random) {
   }
 }
 
+// Scores out of integers alone, the same ones on every processor: random bits, among them NaN,
+// infinities and subnormals; few values, both zeros among them; and the ordinary.
+std::vector<float> fixed_scores(int64_t n) {
+  std::vector<float> scores(static_cast<size_t>(n));
+  uint32_t state = 1;
+  for (int64_t i = 0; i < n; ++i) {
+    state = state * 1664525u + 1013904223u;
+    const uint32_t bits = state ^ state >> 15;
+    if (i < n / 3) {
+      std::memcpy(&scores[i], &bits, sizeof(bits));
+    } else if (i < 2 * n / 3) {
+      scores[i] = static_cast<float>(bits % 5) * (bits % 2 == 0 ? 0.25f : -0.25f);
+    } else {
+      scores[i] = static_cast<float>(bits >> 8) * 0x1p-24f;
+    }
+  }
+  return scores;
+}
+
+// What is chosen of fixed_scores(), as one number (FNV-1a) that every instruction set of every
+// processor has to give.
+void check_fixed_indices(const std::string& isa) {
+  constexpr uint64_t kExpected = 11587847453410190619u;
+  constexpr int64_t kLength = 6000;
+  const std::vector<float> scores = fixed_scores(2 * kLength);
+  Problem p;
+  p.batch = 1;
+  p.num_kv_heads = p.num_heads = 2;
+  p.num_prompt = kLength;
+  uint64_t hash = 14695981039346656037u;
+  for (const int64_t pool_kernel : {1, 7, 31}) {
+    for (const int64_t budget : {int64_t{8}, int64_t{256}, kLength / 2, kLength - 1}) {
+      std::vector<int32_t> indices(static_cast<size_t>(2 * budget), -7);
+      select(p, scores.data(), {budget, pool_kernel, 1, 3, 0}, indices.data(), SerialExecutor());
+      for (const int32_t index : indices) {
+        hash = (hash ^ static_cast<uint32_t>(index)) * 1099511628211u;
+      }
+    }
+  }
+  check(hash == kExpected, isa + " indices of fixed scores " + std::to_string(hash));
+}
+
 }  // namespace
 
 void check_select() {
@@ -152,8 +194,9 @@ void check_select() {
   for (const int64_t n : {0, 1, 2, 7, 63, 64, 65, 1023, 1024, 1025, 5000}) {
     for (const Padding padding : {kNone, kLeft, kRight, kBoth}) check_length(n, padding, random);
   }
-  for (const char* isa : supported_isas()) {
+  for (const char* isa : checked_isas()) {
     use_isa(isa);
+    check_fixed_indices(isa);
     Problem p;  // B = 0
     p.num_kv_heads = p.num_heads = 2;
     p.num_prompt = 100;

@@ -227,6 +227,27 @@ def test_info_command_prints_the_facts() -> None:
     assert sum(label.startswith("cuda:") for label in facts) == torch.cuda.device_count()
 
 
+@pytest.mark.parametrize(
+    ("cpuinfo", "model"),
+    [
+        (
+            "processor\t: 0\nmodel name\t: AMD EPYC\nprocessor\t: 1\nmodel name\t: AMD EPYC\n",
+            "AMD EPYC",
+        ),
+        ("CPU implementer\t: 0x41\nCPU variant\t: 0x1\nCPU part\t: 0xd40\n" * 4, "Neoverse-V1"),
+        (
+            "CPU implementer\t: 0x41\nCPU part\t: 0xd03\n" * 2
+            + "CPU implementer\t: 0x51\nCPU part\t: 0x001\n" * 2,
+            "ARM core 0xd03 of 0x41 + ARM core 0x001 of 0x51",
+        ),
+        ("processor\t: 0\nisa\t: rv64imafdc\n", ""),
+        ("", ""),
+    ],
+)
+def test_model_of_the_cpu(cpuinfo: str, model: str) -> None:
+    assert info.model_in(cpuinfo) == model
+
+
 def test_isa_facts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert info.supported_isas()[-1] == "portable"
     assert list(info.supported_isas()) == lookaheadkv_numpy.supported_isas()

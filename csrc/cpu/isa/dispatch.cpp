@@ -14,6 +14,11 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#if defined(LOOKAHEADKV_HAVE_NEON) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(LOOKAHEADKV_HAVE_NEON) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
 
 namespace lookaheadkv::cpu {
 
@@ -45,6 +50,32 @@ bool has_amx() {
 
 #endif
 
+#ifdef LOOKAHEADKV_HAVE_NEON
+
+bool has_neon() {
+#ifdef __linux__
+  constexpr unsigned long kAdvancedSimd = 1ul << 1;  // HWCAP_ASIMD
+  return (getauxval(AT_HWCAP) & kAdvancedSimd) != 0;
+#else
+  return true;  // other systems for AArch64 take it for granted
+#endif
+}
+
+bool has_neon_bf16() {
+#if defined(__linux__)
+  constexpr unsigned long kBf16 = 1ul << 14;  // HWCAP2_BF16, which old headers do not name
+  return has_neon() && (getauxval(AT_HWCAP2) & kBf16) != 0;
+#elif defined(__APPLE__)
+  int value = 0;
+  size_t size = sizeof(value);
+  return sysctlbyname("hw.optional.arm.FEAT_BF16", &value, &size, nullptr, 0) == 0 && value != 0;
+#else
+  return false;
+#endif
+}
+
+#endif
+
 std::vector<const Isa*> find_supported() {
   std::vector<const Isa*> found;
 #ifdef LOOKAHEADKV_HAVE_X86
@@ -55,6 +86,10 @@ std::vector<const Isa*> find_supported() {
       __builtin_cpu_supports("f16c")) {
     found.push_back(&kAvx2);
   }
+#endif
+#ifdef LOOKAHEADKV_HAVE_NEON
+  if (has_neon_bf16()) found.push_back(&kNeonBf16);
+  if (has_neon()) found.push_back(&kNeon);
 #endif
   found.push_back(&kPortable);
   return found;

@@ -10,8 +10,8 @@ constexpr float kExp2C3 = 0.0555071346f;
 constexpr float kExp2C4 = 0.00967554096f;
 constexpr float kExp2C5 = 0.00132764701f;
 
-// Below this exponent AVX2 and portable code give 0, which keeps 2^n a normal number; AVX-512 has
-// an instruction that scales into the subnormals.
+// Below this exponent AVX2, NEON and portable code give 0, which keeps 2^n a normal number; AVX-512
+// has an instruction that scales into the subnormals.
 constexpr float kExp2Min = -126.0f;
 
 }  // namespace lookaheadkv::cpu

@@ -25,8 +25,8 @@ constexpr int kMaxLanes = 16;
 constexpr double kLog2e = 1.4426950408889634074;
 constexpr int kKeyLanes = 16;  // rank keys are compared this many at a time
 
-// The left operand of gemm. Step k of row i (one float, or a pair of bf16) starts at element
-// i * row_stride + k * col_stride, counted in floats or in single bf16.
+// The left operand of gemm. Step k of row i (one float, a pair of bf16, or four bf16 of each of two
+// rows) starts at element i * row_stride + k * col_stride, counted in floats or in single bf16.
 struct Operand {
   const void* data;
   int64_t row_stride;
@@ -130,6 +130,10 @@ extern const Isa kAvx2;
 extern const Isa kAvx512;
 extern const Isa kAvx512Bf16;
 extern const Isa kAmx;
+#endif
+#ifdef LOOKAHEADKV_HAVE_NEON
+extern const Isa kNeon;
+extern const Isa kNeonBf16;
 #endif
 
 // The instruction set in use, see active_isa() in kernels.h.
