@@ -231,7 +231,8 @@ class Eviction:
                 raise ValueError(f"{option}=False is not available while eviction is on")
         for option, value in kwargs.items():
             # By identity: a tensor has no truth value.
-            if option not in {*PROMPT_ARGUMENTS, name} and value is not None and value is not False:
+            nothing = value is None or value is False or (isinstance(value, dict) and not value)
+            if option not in {*PROMPT_ARGUMENTS, name} and not nothing:
                 raise ValueError(f"{option} is not available while eviction is on")
         cache: Any = kwargs.get(name)
         # Ours takes the place of an empty cache that `generate` made and nobody else sees. A user's
