@@ -2,8 +2,8 @@
 
 ``dynamic`` and ``longrope`` choose their frequencies by the greatest position of a pass. A pass of
 ours may hold more than the prompt (learned rows behind it) or less (one chunk of it). Within
-:meth:`LengthRopes.reading` such modules are therefore told the prompt's own length: its rows get the
-angles that the plain model would give them, the learned rows get the same frequencies, and the
+:meth:`LengthRopes.reading` such modules are therefore told the prompt's own length: its rows get
+the angles that the plain model would give them, the learned rows get the same frequencies, and the
 module's state afterwards is that of a plain pass over the prompt.
 """
 
