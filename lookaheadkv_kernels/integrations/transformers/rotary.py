@@ -59,9 +59,12 @@ class LengthRope:
             del self.module.__dict__[name]
         self.module.__dict__.update(state.own)
         for name, (tensor, value) in state.buffers.items():
-            # The same tensor where nothing wrote to it: graphs may replay from its address.
-            same = tensor is None or value is None or tensor.equal(value)
-            self.module._buffers[name] = tensor if same else value
+            # The same tensor where nothing wrote to it: graphs may replay from its address. Else a
+            # copy, which the module may write to while this state is still wanted.
+            if tensor is None or value is None or tensor.equal(value):
+                self.module._buffers[name] = tensor
+            else:
+                self.module._buffers[name] = value.clone()
 
     def told(self, end: int, *, behind: bool) -> Callable[..., Any]:
         """A ``forward`` that computes angles as for a text of ``end`` tokens.
