@@ -120,7 +120,7 @@ def test_the_prompt_is_the_plain_models(name: str) -> None:
 def test_chunks_would_be_another_prompt(name: str) -> None:
     model = OVER_ROWS[name]()
     first = modules_over_rows(decoder_of(model))[0]
-    with pytest.raises(ValueError, match="chunk=8: .* computes statistics over all rows") as error:
+    with pytest.raises(ValueError, match=r"chunk=8: .* computes statistics over all rows") as error:
         Eviction(model, SnapKV(window=4), chunk=8)
     assert first in str(error.value)
     assert model.config._attn_implementation == "sdpa"
