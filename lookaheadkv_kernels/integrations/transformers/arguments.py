@@ -80,7 +80,8 @@ def attention_scale(owner: str, head_dim: int, arguments: Mapping[str, object]) 
 def _check_scaling(owner: str, value: object) -> None:
     if value is None:
         return
-    if not isinstance(value, int | float) or not isfinite(value) or value <= 0:
+    number = float(value) if isinstance(value, int | float) else 0.0
+    if isinstance(value, bool) or not isfinite(number) or number <= 0:
         raise ValueError(
             f"{owner} attends with scaling={_shown(value)}: eviction takes one positive number"
         )

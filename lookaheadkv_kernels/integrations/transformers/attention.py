@@ -69,6 +69,11 @@ def register(base: str) -> str:
                 "an evictable cache takes 2-D attention masks [B, tokens], got "
                 f"{list(getattr(attention_mask, 'shape', ()))}"
             )
+        if not attention_mask.causal:
+            raise ValueError(
+                f"{owner} masks its attention by more than causality and padding: eviction does "
+                "not support it"
+            )
         scale = attention_scale(owner, query.shape[3], kwargs)
         cache, index = place
         return cache.attend(index, scale, query, key, value, attention_mask.padding), None
@@ -78,12 +83,9 @@ def register(base: str) -> str:
         # Some caches have a tensor here, whose value must not be asked for while tracing.
         if not (isinstance(offset, int) and offset == EVICTABLE_OFFSET):
             return base_mask(**kwargs)
-        if kwargs.get("mask_function", causal_mask_function) is not causal_mask_function:
-            raise ValueError(
-                "the model masks its attention by more than causality and padding: eviction does "
-                "not support it"
-            )
-        return StepMask(kwargs.get("attention_mask"), kwargs["q_length"])
+        # Some models make masks for kinds of layers that they do not have.
+        causal = kwargs.get("mask_function", causal_mask_function) is causal_mask_function
+        return StepMask(kwargs.get("attention_mask"), kwargs["q_length"], causal=causal)
 
     AttentionInterface.register(name, attention)
     AttentionMaskInterface.register(name, mask)

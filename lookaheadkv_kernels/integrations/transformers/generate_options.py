@@ -103,7 +103,8 @@ def check_forward(model: Any, arguments: Mapping[str, Any], cache: str) -> None:
             raise ValueError(f"{option}=False is not available while eviction is on")
     for option, value in arguments.items():
         # By identity: a tensor has no truth value.
-        if option not in {*PROMPT_ARGUMENTS, cache} and value is not None and value is not False:
+        nothing = value is None or value is False or (isinstance(value, dict) and not value)
+        if option not in {*PROMPT_ARGUMENTS, cache} and not nothing:
             raise ValueError(
                 f"{option} is not available while eviction is on: a prompt takes "
                 f"{', '.join(sorted(PROMPT_ARGUMENTS))} and a cache alone"

@@ -9,9 +9,14 @@ from torch import Tensor
 
 
 class StepMask:
-    """Takes the place of a mask for an evictable cache: which new tokens of a pass are padding."""
+    """Takes the place of a mask for an evictable cache: which new tokens of a pass are padding.
 
-    def __init__(self, padding: Tensor | None, num_new: int) -> None:
+    Attributes:
+        causal: the model masks by causality and padding alone.
+    """
+
+    def __init__(self, padding: Tensor | None, num_new: int, *, causal: bool = True) -> None:
+        self.causal = causal
         self._padding = padding  # [B, at least the new tokens] bool
         self._num_new = num_new
 

@@ -99,15 +99,20 @@ class ModelPrefiller(Runner):
             return observe
 
         watch = watching([] if watcher is None else [watcher])
-        last = self.all_but_last(prompt, cache, policy.window, watch)
         modules = policy.modules
         num_learned = 0 if modules is None else modules.config.num_lookahead
-        if modules is None or policy.mode == "appended":
-            observer = in_turn(watch, cut_by(last.num_tokens, num_learned))
-            logits = self.forward(last, cache, observer=observer, modules=modules)
-        else:
-            logits = self.forward(last, cache, observer=watch)
-            self.lookahead_pass(cache, modules, cut_by(0, num_learned), prompt.position_ids[:, -1:])
+        extend = modules is not None and not (policy.mode == "appended" and self.takes_rows_along)
+        with self.ropes.restored_on_error():
+            with self.ropes.reading(prompt.position_ids):
+                last = self.all_but_last(prompt, cache, policy.window, watch)
+                if extend:
+                    logits = self.forward(last, cache, observer=watch)
+                else:
+                    observer = in_turn(watch, cut_by(last.num_tokens, num_learned))
+                    logits = self.forward(last, cache, observer=observer, modules=modules)
+            if modules is not None and extend:
+                ends = prompt.position_ids[:, -1:]
+                self.lookahead_pass(cache, modules, cut_by(0, num_learned), ends)
         return Prefilled(cache, logits, choices)
 
     def row_by_row(
@@ -121,12 +126,15 @@ class ModelPrefiller(Runner):
         cache = _going_on(cache, policy)
         parts = split_rows(cache) or [EvictableCache() for _ in range(prompt.batch)]
         readings = []
-        for row, part in enumerate(parts):
-            watcher = policy.start(self.num_layers)
-            watchers: dict[Policy, Watcher] = {} if watcher is None else {policy: watcher}
-            reading = Reading(self, prompt.row(row), part, row, policy.window, watchers)
-            finish(reading)
-            readings.append(reading)
+        with self.ropes.restored_on_error():
+            for row, part in enumerate(parts):
+                watcher = policy.start(self.num_layers)
+                watchers: dict[Policy, Watcher] = {} if watcher is None else {policy: watcher}
+                reading = Reading(self, prompt.row(row), part, row, policy.window, watchers)
+                finish(reading)
+                readings.append(reading)
+        # As after a prompt of the longest row, whatever was drafted behind it.
+        self.ropes.restore(max(readings, key=lambda reading: reading.end).ropes)
         length = (cache.get_seq_length() if cache.layers else 0) + prompt.num_tokens
         cache.layers = join_rows(parts, length).layers
         choices: list[Choice] = []

@@ -35,6 +35,8 @@ class Reading:
     Attributes:
         logits: [1, vocabulary] of the last prompt token.
         scores: per layer, what the cut's policy scored.
+        end: position right behind the prompt.
+        ropes: what rotary embeddings that depend on the length of the text were after the prompt.
     """
 
     def __init__(
@@ -64,7 +66,8 @@ class Reading:
         watch = watching(list(watchers.values()))
         self.logits = runner.whole(prompt, cache, window, remember, watch)
         self.num_tokens = int(cache.layers[0].row_lengths()[0])
-        self._end = int(prompt.position_ids[0, -1]) + 1  # position right behind the prompt
+        self.end = int(prompt.position_ids[0, -1]) + 1
+        self.ropes = runner.ropes.state()
 
     def answer(self, max_tokens: int) -> list[int]:
         """The model's own greedy answer from the full cache, its end token included."""
@@ -96,7 +99,7 @@ class Reading:
             cache,
             self.logits[0],
             max_tokens,
-            position=self._end,
+            position=self.end,
             observer=observer,
         )
 
@@ -152,7 +155,7 @@ class Reading:
             self._evict(cut, rows.index, window, rows.query)
 
         ids = torch.tensor([list(tokens)], device=self.prompt.position_ids.device)
-        positions = torch.arange(self._end, self._end + len(tokens), device=ids.device)
+        positions = torch.arange(self.end, self.end + len(tokens), device=ids.device)
         behind = Prompt(ids, None, None, positions[None])
         self.runner.forward(behind, self.cache, observer=observe, logits=False)
 

@@ -16,7 +16,9 @@ from .cache import EvictableCache, LayerRows, Observer
 from .compat import cache_argument
 from .lora import lora_on_last_rows
 from .prompt import Prompt
+from .rotary import LengthRopes
 from .structure import decoder_of
+from .whole_pass import modules_over_rows
 
 
 class Inputs(TypedDict, total=False):
@@ -72,6 +74,13 @@ class Runner:
     Args:
         model: a causal language model to which our attention is attached.
         chunk: prefill in parts of so many tokens; None runs the prompt at once.
+
+    Attributes:
+        ropes: the model's rotary embeddings that depend on the length of the text.
+        takes_rows_along: learned rows may run in one pass with the prompt without changing it.
+
+    Raises:
+        ValueError: in chunks the model would compute something else than at once.
     """
 
     def __init__(self, model: PreTrainedModel, chunk: int | None = None) -> None:
@@ -79,6 +88,14 @@ class Runner:
         self.chunk = chunk
         self.num_layers: int = decoder_of(model).config.num_hidden_layers
         self._cache_argument = cache_argument(model)
+        over_rows = modules_over_rows(decoder_of(model))
+        if chunk is not None and over_rows:
+            raise ValueError(
+                f"chunk={chunk}: {over_rows[0]} computes statistics over all rows of a pass, so "
+                "that a prompt in chunks would be another one"
+            )
+        self.ropes = LengthRopes(decoder_of(model))
+        self.takes_rows_along = self.ropes.fixable and not over_rows
 
     def forward(
         self,
@@ -105,7 +122,7 @@ class Runner:
         else:
             inputs = self._with_lookahead(prompt, modules)
         lora = nullcontext() if modules is None else lora_on_last_rows(self.model, modules)
-        with cache.watched(observer), lora:
+        with self.ropes.reading(prompt.position_ids), cache.watched(observer), lora:
             return self._run(inputs, cache, last if logits else None)
 
     def _run(self, inputs: Inputs, cache: EvictableCache, keep: int | None) -> Tensor:
@@ -156,7 +173,8 @@ class Runner:
         )
         inputs = self._with_lookahead(empty, modules)
         inputs["position_ids"] = inputs["position_ids"][:, 1:]
-        with cache.watched(observer), lora_on_last_rows(self.model, modules):
+        behind = self.ropes.reading(last, behind=True)
+        with behind, cache.watched(observer), lora_on_last_rows(self.model, modules):
             self._run(inputs, cache, None)
 
     def whole(
@@ -171,8 +189,9 @@ class Runner:
 
         Returns the logits [B, vocabulary] of the last token.
         """
-        last = self.all_but_last(prompt, cache, least_last, watch)
-        return self.forward(last, cache, observer=in_turn(watch, observer))
+        with self.ropes.reading(prompt.position_ids):
+            last = self.all_but_last(prompt, cache, least_last, watch)
+            return self.forward(last, cache, observer=in_turn(watch, observer))
 
     def all_but_last(
         self, prompt: Prompt, cache: EvictableCache, least_last: int, watch: Observer | None

@@ -129,7 +129,13 @@ class SharedPrefill:
     @torch.no_grad()
     def cut(self, policy: Policy, budget: Budget) -> EvictableCache:
         """What a policy leaves at a budget, as :meth:`Eviction.prefill` returns it."""
-        return policy.prefill(self, self._prompt, budget, None).cache
+        ropes, after_prompt = self._runner.ropes, self._reading.ropes
+        # Answers to other cuts may have been written in between; drafts are for this one.
+        ropes.restore(after_prompt)
+        try:
+            return policy.prefill(self, self._prompt, budget, None).cache
+        finally:
+            ropes.restore(after_prompt)
 
     def one_pass(
         self, policy: Policy, prompt: Prompt, budget: Budget, cache: EvictableCache | None

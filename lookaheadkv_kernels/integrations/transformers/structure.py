@@ -122,11 +122,9 @@ def _check_layer(index: int, layer: nn.Module, config: Any) -> None:
         raise ValueError(f"{place}: {kind} attends with is_causal=False: only causal attention")
     if getattr(attention, "is_kv_shared_layer", False):
         raise ValueError(f"{place} is not supported: it attends to the entries of another layer")
-    window = getattr(attention, "sliding_window", None)
-    # The types of a config's layers say which of them have its window.
-    if not hasattr(attention, "sliding_window") and not getattr(config, "layer_types", None):
-        window = getattr(config, "sliding_window", None)
-    if window is not None:
+    # Where a config has types of layers, these say which of them have its window: none here.
+    window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
+    if window is not None and not getattr(config, "layer_types", None):
         raise ValueError(f"{place}: sliding_window={window} is not supported")
     dim = getattr(attention, "head_dim", None)
     if dim is not None and not (LEAST_HEAD_DIM <= dim <= MOST_HEAD_DIM and dim % 8 == 0):
