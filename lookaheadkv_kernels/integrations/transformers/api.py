@@ -22,6 +22,7 @@ from .attachment import attach_user, check_autocast, detach_user, is_user, own_c
 from .cache import EvictableCache
 from .checks import as_policy, check_modules, check_name, check_tokens
 from .compat import cache_argument
+from .compiled import as_written
 from .devices import input_device, place_modules
 from .generate_call import GenerateCall, call_of, check_kind, generating, named, prepare
 from .generate_options import check_forward, check_generate, read_by_model
@@ -197,6 +198,7 @@ class Eviction:
         name = cache_argument(self.model)
 
         @functools.wraps(plain)
+        @as_written
         def forward(*args: Any, **kwargs: Any) -> Any:
             if _PREFILLING.get() is self.model:
                 return plain(*args, **kwargs)

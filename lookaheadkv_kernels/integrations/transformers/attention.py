@@ -9,6 +9,7 @@ differs between layers and rows, so that no mask made once for all layers could 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +18,7 @@ from transformers.masking_utils import AttentionMaskInterface, causal_mask_funct
 
 from .arguments import attention_scale
 from .cache import EVICTABLE_OFFSET, LAYER_ATTRIBUTE
+from .compiled import as_written
 from .masks import StepMask
 from .structure import check_supported, decoder_of
 
@@ -44,39 +46,13 @@ def register(base: str) -> str:
         attention_mask: Any,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        place = getattr(key, LAYER_ATTRIBUTE, None)
-        owner = type(module).__name__
-        if place is not getattr(value, LAYER_ATTRIBUTE, None):
-            raise ValueError(
-                f"{owner} attends to other keys or values than its cache returned: eviction cannot "
-                "follow that"
-            )
-        if place is None:
-            if isinstance(attention_mask, StepMask):
-                raise RuntimeError(
-                    f"{owner} did not pass its keys through the cache; in training mode gradient "
-                    "checkpointing does that: call model.eval()"
-                    if module.training
-                    else f"{owner} attends to other keys and values than its cache returned: "
-                    "eviction cannot follow that"
-                )
-            result: tuple[Tensor, Tensor | None] = _base_attention(base, module)(
-                module, query, key, value, attention_mask, **kwargs
-            )
-            return result
-        if not isinstance(attention_mask, StepMask):
-            raise ValueError(
-                "an evictable cache takes 2-D attention masks [B, tokens], got "
-                f"{list(getattr(attention_mask, 'shape', ()))}"
-            )
-        if not attention_mask.causal:
-            raise ValueError(
-                f"{owner} masks its attention by more than causality and padding: eviction does "
-                "not support it"
-            )
-        scale = attention_scale(owner, query.shape[3], kwargs)
-        cache, index = place
-        return cache.attend(index, scale, query, key, value, attention_mask.padding), None
+        marked = any(getattr(t, LAYER_ATTRIBUTE, None) is not None for t in (key, value))
+        if marked or isinstance(attention_mask, StepMask):
+            return _attend(module, query, key, value, attention_mask, kwargs), None
+        result: tuple[Tensor, Tensor | None] = _base_attention(base, module)(
+            module, query, key, value, attention_mask, **kwargs
+        )
+        return result
 
     def mask(**kwargs: Any) -> Any:
         offset = kwargs["kv_offset"]
@@ -90,6 +66,52 @@ def register(base: str) -> str:
     AttentionInterface.register(name, attention)
     AttentionMaskInterface.register(name, mask)
     return name
+
+
+@as_written
+def _attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    arguments: Mapping[str, object],
+) -> Tensor:
+    """Attention of one layer over what an evictable cache stores.
+
+    Raises:
+        ValueError: the module asks for something that eviction does not know.
+        RuntimeError: its keys did not come from the cache.
+    """
+    owner = type(module).__name__
+    place = getattr(key, LAYER_ATTRIBUTE, None)
+    if place is not getattr(value, LAYER_ATTRIBUTE, None):
+        raise ValueError(
+            f"{owner} attends to other keys or values than its cache returned: eviction cannot "
+            "follow that"
+        )
+    if place is None:
+        raise RuntimeError(
+            f"{owner} did not pass its keys through the cache; in training mode gradient "
+            "checkpointing does that: call model.eval()"
+            if module.training
+            else f"{owner} attends to other keys and values than its cache returned: eviction "
+            "cannot follow that"
+        )
+    if not isinstance(attention_mask, StepMask):
+        raise ValueError(
+            "an evictable cache takes 2-D attention masks [B, tokens], got "
+            f"{list(getattr(attention_mask, 'shape', ()))}"
+        )
+    if not attention_mask.causal:
+        raise ValueError(
+            f"{owner} masks its attention by more than causality and padding: eviction does not "
+            "support it"
+        )
+    scale = attention_scale(owner, query.shape[3], arguments)
+    cache, index = place
+    out: Tensor = cache.attend(index, scale, query, key, value, attention_mask.padding)
+    return out
 
 
 def _base_attention(base: str, module: Any) -> Any:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from .compiled import as_written
 from .growing import GrowingBuffers
 from .layer_attention import Attended, attend_newest
 from .owner import Owner
@@ -253,6 +254,7 @@ class EvictableCache(Cache):
         self._observer: Observer | None = None
         self.reset()
 
+    @as_written
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:

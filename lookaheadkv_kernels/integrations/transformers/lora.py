@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...lookahead import LookaheadModules, LoRA
 from .compat import decoder_layers, linear
+from .compiled import uncompiled
 
 
 @contextmanager
@@ -21,6 +22,7 @@ def lora_on_last_rows(model: nn.Module, modules: LookaheadModules) -> Iterator[N
     rows are the base model's own.
     """
     with ExitStack() as stack:
+        stack.enter_context(uncompiled())
         for index, layer in enumerate(decoder_layers(model)):
             stack.enter_context(lora_on_layer(layer, index, modules))
         yield

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .compiled import uncompiled
 from .patching import replaced
 
 NAME = re.compile("rotary|rope", re.IGNORECASE)
@@ -145,7 +146,7 @@ class LengthRopes:
             yield
             return
         end = int(positions.max()) + 1
-        with self.restored_on_error(), ExitStack() as stack:
+        with uncompiled(), self.restored_on_error(), ExitStack() as stack:
             for rope in self.ropes:
                 forward = rope.told(end, behind=behind)
                 stack.enter_context(replaced(rope.module, forward=forward))
