@@ -20,6 +20,7 @@ from lookaheadkv_kernels.integrations.transformers.arguments import (
     attention_scale,
     check_argument,
 )
+from lookaheadkv_kernels.integrations.transformers.attention import register
 from lookaheadkv_kernels.integrations.transformers.batched_decoding import decode_together
 from lookaheadkv_kernels.integrations.transformers.compat import cache_argument
 from lookaheadkv_kernels.integrations.transformers.greedy import greedy_answer
@@ -236,7 +237,7 @@ def test_a_layer_that_attends_twice() -> None:
 
 def test_masks_of_more_than_causality() -> None:
     model = tiny()
-    attached(model)
+    model.config._attn_implementation_internal = register("sdpa")  # as while a pass runs
     cache = EvictableCache()
     inputs: dict[str, Any] = {
         "config": model.config,
